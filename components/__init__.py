@@ -1,0 +1,3 @@
+"""What is swapped: encoders, resamplers, projectors, backbones, data sets, tasks, optimizers, engines, trackers."""
+
+__ghostvis__ = True

@@ -1,0 +1,216 @@
+"""Causal attention over packed documents, and over a key/value cache.
+
+A batch is one row of tokens; its documents must not see each other. Portable across devices: no mask of
+``[T, T]`` is ever built. Documents of similar length (the same power of two) are gathered into one padded
+rectangle ``[documents, longest]``, which torch's own fused kernel attends with its causal mask, and the
+result is scattered back. Padding stands behind its document, so a causal query never reaches it.
+
+Where tokens go depends on the document boundaries alone: a layout is built once per forward pass and shared
+by all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Where each token of a pack stands in the padded rectangles of its length bucket.
+
+    ``source`` ``[S]`` names the token at each padded place (token 0 where there is none), ``inverse`` ``[T]``
+    the place of each token, ``shapes`` the rectangles ``(documents, longest)`` in order; their areas sum to S.
+    """
+
+    source: Tensor
+    inverse: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def padded(self) -> bool:
+        """False when the pack already is one rectangle, so that nothing has to move."""
+        return len(self.shapes) > 1 or self.source.numel() != self.inverse.numel()
+
+    @classmethod
+    def build(cls, cu_seqlens: Tensor, device: torch.device | str = "cpu") -> PackedLayout:
+        """The layout of documents bounded by ``cu_seqlens`` ``[docs + 1]`` (on the CPU)."""
+        starts = cu_seqlens[:-1].long()
+        lengths = cu_seqlens[1:].long() - starts
+        sources, shapes = [], []
+        for power in sorted({int(n - 1).bit_length() for n in lengths.tolist() if n > 0}):
+            chosen = (lengths > 2 ** (power - 1) if power else lengths == 1) & (lengths <= 2**power)
+            longest = int(lengths[chosen].max())
+            offsets = torch.arange(longest)
+            tokens = starts[chosen, None] + offsets
+            sources.append(torch.where(offsets < lengths[chosen, None], tokens, -1).flatten())
+            shapes.append((int(chosen.sum()), longest))
+        source = torch.cat(sources) if sources else torch.empty(0, dtype=torch.long)
+        places = torch.nonzero(source >= 0).flatten()
+        inverse = torch.empty_like(places)
+        inverse[source[places]] = places
+        return cls(source.clamp_(min=0).to(device), inverse.to(device), tuple(shapes))
+
+
+class _Pad(torch.autograd.Function):
+    """Tokens ``[T, …]`` → places ``[S, …]``.
+
+    The gradient of a padding place is exactly zero (no query reaches it and its own output is dropped), so the
+    backward pass is a gather too; index_select's own scatter-add is several times slower on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, source: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, source)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """Places ``[S, …]`` → tokens ``[T, …]``; the gradient of padding is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.places = x.shape[0]
+        return x.index_select(0, inverse)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, inverse, grad), None
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
+    """Causal attention within each document.
+
+    ``q`` ``[T, H, hd]``, ``k`` and ``v`` ``[T, Hkv, hd]`` → ``[T, H, hd]``; H is a multiple of Hkv.
+    """
+    if layout.padded:
+        q, k, v = (_Pad.apply(x, layout.source, layout.inverse) for x in (q, k, v))
+    areas = [docs * longest for docs, longest in layout.shapes]
+    parts = zip(layout.shapes, q.split(areas), k.split(areas), v.split(areas), strict=True)
+    outs = [_rectangle(*(x.unflatten(0, shape) for x in qkv)).flatten(0, 1) for shape, *qkv in parts]
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)
+    return _Unpad.apply(out, layout.inverse) if layout.padded else out
+
+
+def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``q`` ``[B, L, H, hd]``, ``k``/``v`` ``[B, M, Hkv, hd]`` → ``[B, L, H, hd]``; causal where no mask is given."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    gqa = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+class KVCache:
+    """Keys and values already computed: one row per document, rows of different lengths.
+
+    ``keys[layer]`` and ``values[layer]`` are ``[rows, length, Hkv, hd]``; row r holds ``lengths[r]`` tokens
+    (``lengths`` stays on the CPU, so that no step waits for the device).
+    """
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor], lengths: Tensor) -> None:
+        self.keys, self.values, self.lengths = keys, values, lengths
+
+    @classmethod
+    def empty(
+        cls, layers: int, rows: int, length: int, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> KVCache:
+        """A cache without tokens, for ``rows`` documents of at most ``length``."""
+        pairs = [torch.zeros(2, rows, length, heads, head_dim, dtype=dtype, device=device) for _ in range(layers)]
+        return cls([pair[0] for pair in pairs], [pair[1] for pair in pairs], torch.zeros(rows, dtype=torch.long))
+
+    @property
+    def rows(self) -> int:
+        return self.lengths.numel()
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens a row can hold."""
+        return self.keys[0].shape[1]
+
+    def select(self, rows: Tensor) -> KVCache:
+        """A new cache of the given rows ``[R]``: drops finished documents, or repeats a shared prompt."""
+        index = rows.to(self.keys[0].device)
+        return KVCache(
+            [k.index_select(0, index) for k in self.keys],
+            [v.index_select(0, index) for v in self.values],
+            self.lengths[rows.cpu()],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CachedLayout:
+    """Where the new tokens of a call go in the cache, and what they see of it; built once per forward pass.
+
+    ``row`` and ``slot`` ``[T]`` address the cache; ``used`` is the longest row afterwards. ``fresh`` is the
+    layout of a first call on an empty cache, which needs no look back. Otherwise queries stand in a rectangle
+    ``[rows, longest]`` (``packed``), and ``mask`` ``[rows, 1, longest, used]`` lets each see the slots up to its own.
+    """
+
+    row: Tensor
+    slot: Tensor
+    used: int
+    new: Tensor
+    fresh: PackedLayout | None
+    source: Tensor
+    inverse: Tensor
+    mask: Tensor
+
+    @classmethod
+    def build(cls, cu_seqlens: Tensor, cache: KVCache, dtype: torch.dtype) -> CachedLayout:
+        """Raises ValueError when the documents are not the cache's rows or do not fit into it."""
+        starts, new = cu_seqlens[:-1].long(), cu_seqlens.long().diff()
+        if new.numel() != cache.rows:
+            raise ValueError(f"{new.numel()} documents for a cache of {cache.rows} rows")
+        used = int((cache.lengths + new).max())
+        if used > cache.capacity:
+            raise ValueError(f"{used} tokens in a cache row of {cache.capacity}")
+        device = cache.keys[0].device
+        row = torch.repeat_interleave(torch.arange(cache.rows), new)
+        offset = torch.arange(int(cu_seqlens[-1])) - starts[row]
+        slot = cache.lengths[row] + offset
+        longest = int(new.max())
+        places = torch.arange(longest)
+        source = torch.where(places < new[:, None], starts[:, None] + places, 0)
+        # Padding queries see slot 0 at least, so that no softmax is over nothing.
+        seen = torch.arange(used) <= (cache.lengths[:, None] + places)[..., None]
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        fresh = PackedLayout.build(cu_seqlens, device) if not cache.lengths.any() else None
+        return cls(
+            row=row.to(device),
+            slot=slot.to(device),
+            used=used,
+            new=new,
+            fresh=fresh,
+            source=source.to(device),
+            inverse=(row * longest + offset).to(device),
+            mask=mask[:, None].to(device),
+        )
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, layout: CachedLayout) -> Tensor:
+    """Append ``k`` and ``v`` ``[T, Hkv, hd]`` to the cache and attend ``q`` ``[T, H, hd]`` to all each row holds.
+
+    The cache's ``lengths`` grow when every layer has been through: ``cache.lengths = cache.lengths + layout.new``.
+    """
+    keys, values = cache.keys[layer], cache.values[layer]
+    keys[layout.row, layout.slot] = k
+    values[layout.row, layout.slot] = v
+    if layout.fresh is not None:
+        return packed_attention(q, k, v, layout.fresh)
+    rectangle = q[layout.source]  # [rows, longest, H, hd]
+    out = _rectangle(rectangle, keys[:, : layout.used], values[:, : layout.used], layout.mask)
+    return out.flatten(0, 1)[layout.inverse]

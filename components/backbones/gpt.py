@@ -1,0 +1,168 @@
+"""A small GPT for training from scratch, with one dial: ``depth``.
+
+Notable choices, after nanochat:
+- width = aspect × depth, so one number scales the whole model
+- RMSNorm without parameters, also right after the embedding and on queries and keys
+- rotary positions; no position embedding, no biases
+- ReLU² in the MLP
+- output projections start at zero, so every block starts as the identity
+- logits are softly capped, computed in float32 and only for the rows that are asked for
+
+The norm after the embedding has a second use here: vectors that come from pictures enter at the same scale
+as those of tokens, whatever the projector makes of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from components.attention import CachedLayout, KVCache, PackedLayout, cached_attention, packed_attention
+from ghostvis_plugins import ConfigError, DataError
+
+from .config import GPT as Config
+from .functional import relu_squared, rms_norm, rotate, rotation
+
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of one layer → its heads' outputs
+
+EMBEDDING_STD = 0.02
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: Config, dim: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, config.head_dim
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * config.head_dim, bias=False)
+        self.out = nn.Linear(heads * config.head_dim, dim, bias=False)
+        self.up = nn.Linear(dim, config.ffn_mult * dim, bias=False)
+        self.down = nn.Linear(config.ffn_mult * dim, dim, bias=False)
+
+    def forward(self, x: Tensor, turns: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """``x`` ``[T, D]`` → ``[T, D]``, or ``[S, D]`` when only some rows are wanted."""
+        attended = self.attention(rms_norm(x), turns, attend)
+        if rows is not None:
+            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        x = x + self.out(attended)
+        return x + self.down(relu_squared(self.up(rms_norm(x))))
+
+    def attention(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        """Normalised ``x`` ``[T, D]`` → the heads' outputs side by side ``[T, H · hd]``."""
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [T, H + 2 Hkv, hd]
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(rms_norm(qk), turns).split([self.heads, self.kv_heads], dim=1)
+        return attend(q, k, v).flatten(1)
+
+
+class GPT(nn.Module):
+    """The ``gpt`` backbone (:class:`ghostvis_plugins.protocols.Backbone`)."""
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.max_positions, self.n_layers = vocab_size, config.max_positions, config.depth
+        self.dim = config.aspect * config.depth
+        if self.dim % config.head_dim:
+            raise ConfigError(
+                f"backbone.head_dim {config.head_dim} does not divide the width {self.dim} "
+                f"(aspect {config.aspect} × depth {config.depth})"
+            )
+        self.heads = self.dim // config.head_dim
+        self.kv_heads = config.kv_heads or self.heads
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"backbone.kv_heads {self.kv_heads} does not divide the {self.heads} heads")
+        self.embedding = nn.Embedding(vocab_size, self.dim)
+        self.blocks = nn.ModuleList(Block(config, self.dim, self.heads, self.kv_heads) for _ in range(config.depth))
+        self.head = None if config.tie else nn.Linear(self.dim, vocab_size, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Random weights; the one place where their scale is decided.
+
+        Input projections: uniform with standard deviation 1/√fan_in, so activations keep their size. Output
+        projections: zero. The embedding's scale is lost in the norm that follows; a small one lets it move
+        quickly under Adam. The head starts near zero: the first loss is ln(vocabulary).
+        """
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        for block in self.blocks:
+            for linear in (block.qkv, block.up):
+                bound = math.sqrt(3 / linear.in_features)
+                nn.init.uniform_(linear.weight, -bound, bound)
+            for linear in (block.out, block.down):
+                nn.init.zeros_(linear.weight)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=0.001)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids ``[T]`` → vectors ``[T, D]``."""
+        return self.embedding(ids)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor,
+        cu_seqlens: Tensor,
+        cache: KVCache | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Vectors ``[T, D]`` → hidden states ``[T, D]``, or ``[S, D]`` of the given rows; see the protocol.
+
+        Raises DataError when a document is longer than ``max_positions``.
+        """
+        self._check_length(cu_seqlens, cache)
+        layout = (
+            CachedLayout.build(cu_seqlens, cache, x.dtype)
+            if cache is not None
+            else PackedLayout.build(cu_seqlens, x.device)
+        )
+        turns = rotation(positions, self.config.head_dim, self.config.rope_base)
+        x = rms_norm(x)
+        for layer, block in enumerate(self.blocks):
+            attend: Attend
+            if isinstance(layout, CachedLayout):
+                attend = partial(cached_attention, cache=cache, layer=layer, layout=layout)
+            else:
+                attend = partial(packed_attention, layout=layout)
+            x = block(x, turns, attend, rows if layer == self.n_layers - 1 else None)
+        if cache is not None and isinstance(layout, CachedLayout):
+            cache.lengths = cache.lengths + layout.new
+        return rms_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]`` within ± softcap."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        cap = self.config.softcap
+        return cap * torch.tanh(nn.functional.linear(hidden, weight).float() / cap)
+
+    def new_cache(self, rows: int, length: int) -> KVCache:
+        """An empty cache for ``rows`` documents of at most ``length`` tokens."""
+        weight = self.embedding.weight
+        return KVCache.empty(
+            self.n_layers, rows, length, self.kv_heads, self.config.head_dim, weight.dtype, weight.device
+        )
+
+    def flops_per_token(self, context: int) -> int:
+        """Multiply-adds × 2 of one token's forward pass that sees ``context`` tokens, without the head."""
+        linear = sum(module.weight.numel() for module in self.blocks.modules() if isinstance(module, nn.Linear))
+        return 2 * linear + 4 * self.n_layers * self.dim * context
+
+    def _check_length(self, cu_seqlens: Tensor, cache: KVCache | None) -> None:
+        lengths = cu_seqlens.diff()
+        longest = int((lengths if cache is None else lengths + cache.lengths).max())
+        if longest > self.max_positions:
+            raise DataError(
+                f"a document of {longest} tokens exceeds backbone.max_positions = {self.max_positions}",
+                hint="shorten the conversation, or train with a larger backbone.max_positions",
+            )
+
+
+def build(config: Config, *, vocab_size: int) -> GPT:
+    """The ``gpt`` component."""
+    return GPT(config, vocab_size)

@@ -1,0 +1,157 @@
+"""The built-in components, declared through the same hook as anybody's. Imports nothing but the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ghostvis_plugins import (
+    ComponentSpec,
+    backbone,
+    dataset,
+    encoder,
+    engine,
+    hookimpl,
+    optimizer,
+    projector,
+    resampler,
+    task,
+    tracker,
+)
+
+_OPENMOJI = "CC-BY-SA-4.0"
+
+
+@hookimpl
+def ghostvis_components() -> Iterator[ComponentSpec]:
+    yield from _model()
+    yield from _data()
+    yield from _run()
+
+
+def _model() -> Iterator[ComponentSpec]:
+    yield encoder(
+        "efficientnet_lite",
+        config="components.encoders.config:EfficientNetLite",
+        build="components.encoders.efficientnet_lite:build",
+        summary="EfficientNet-Lite0 with ImageNet weights",
+        license="Apache-2.0",
+    )
+    yield resampler(
+        "perceiver",
+        config="components.resamplers.config:Perceiver",
+        build="components.resamplers.perceiver:build",
+        summary="learned latents read the image by cross-attention",
+    )
+    yield resampler(
+        "avgpool",
+        config="components.resamplers.config:AvgPool",
+        build="components.resamplers.pooling:build_avgpool",
+        summary="mean over the cells of a square grid",
+    )
+    yield resampler(
+        "identity",
+        config="components.resamplers.config:Identity",
+        build="components.resamplers.pooling:build_identity",
+        summary="every feature goes on as it is",
+    )
+    yield projector(
+        "mlp",
+        config="components.projectors.config:MLP",
+        build="components.projectors.mlp:build_mlp",
+        summary="two linear layers with a GELU between",
+    )
+    yield projector(
+        "linear",
+        config="components.projectors.config:Linear",
+        build="components.projectors.mlp:build_linear",
+        summary="one linear layer",
+    )
+    yield projector(
+        "identity",
+        config="components.projectors.config:Identity",
+        build="components.projectors.mlp:build_identity",
+        summary="no projection; both widths must be equal",
+    )
+    yield backbone(
+        "gpt",
+        config="components.backbones.config:GPT",
+        build="components.backbones.gpt:build",
+        summary="a small GPT trained from scratch; depth is the one dial",
+    )
+    yield engine(
+        "native",
+        config="components.engines.config:Native",
+        build="components.engines.native:build",
+        summary="key/value cache, batches, streaming, likelihoods",
+    )
+
+
+def _data() -> Iterator[ComponentSpec]:
+    yield dataset(
+        "easy_vqa",
+        config="components.datasets.config:EasyVQA",
+        build="components.datasets.easy_vqa:build",
+        summary="easy-VQA: questions about one coloured shape",
+        license="MIT",
+    )
+    yield dataset(
+        "openmoji",
+        config="components.datasets.config:OpenMoji",
+        build="components.datasets.openmoji:build",
+        summary="OpenMoji pictures and their names",
+        license=_OPENMOJI,
+    )
+    yield dataset(
+        "scenes",
+        config="components.datasets.config:Scenes",
+        build="components.datasets.scenes:build",
+        summary="composed pictures: counting, position, colour, presence",
+        license=_OPENMOJI,
+    )
+    yield dataset(
+        "chitchat",
+        config="components.datasets.config:Chitchat",
+        build="components.datasets.chitchat:build",
+        summary="BYU Chit-Chat: dialogues between people",
+        license="MIT",
+    )
+    yield dataset(
+        "chatterbot",
+        config="components.datasets.config:Chatterbot",
+        build="components.datasets.chatterbot:build",
+        summary="ChatterBot corpus: English questions and answers",
+        license="BSD-3-Clause",
+    )
+    yield task(
+        "easy_vqa",
+        config="components.tasks.config:EasyVQATask",
+        build="components.tasks.easy_vqa:build",
+        summary="easy-VQA, published test split, free answers",
+    )
+    yield task(
+        "openmoji_names",
+        config="components.tasks.config:OpenMojiNamesTask",
+        build="components.tasks.openmoji_names:build",
+        summary="the right name of a held-out OpenMoji picture, by likelihood",
+    )
+    yield task(
+        "scenes",
+        config="components.tasks.config:ScenesTask",
+        build="components.tasks.scenes:build",
+        summary="questions about composed scenes of held-out pictures",
+    )
+
+
+def _run() -> Iterator[ComponentSpec]:
+    yield optimizer(
+        "adamw",
+        config="components.optimizers.config:AdamW",
+        build="components.optimizers.adamw:build",
+        summary="AdamW",
+    )
+    yield tracker(
+        "jsonl",
+        config="components.trackers.config:Jsonl",
+        build="components.trackers.jsonl:build",
+        summary="metrics.jsonl in the run directory",
+    )

@@ -1,0 +1,57 @@
+"""The options of the built-in data sets. Imports neither torch nor Pillow."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Form = Literal["documents", "conversations"]
+SceneKind = Literal["counting", "position", "colour", "presence"]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EasyVQA(_Options):
+    """Questions about one coloured shape, with the published split."""
+
+    questions_per_sample: int = Field(
+        1, ge=1, le=32, description="Questions about the same picture that make one conversation."
+    )
+
+
+class OpenMoji(_Options):
+    """Pictures and their names."""
+
+    render_size: int = Field(128, ge=16, le=1024, description="Side of the rendered pictures, in pixels.")
+    views: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Views of each training picture: the plain one and augmented ones. Other splits are plain.",
+    )
+
+
+class Scenes(_Options):
+    """Composed pictures with known answers."""
+
+    size: int = Field(4000, ge=1, description="Scenes per split.")
+    questions: tuple[SceneKind, ...] = Field(
+        ("counting", "position", "colour", "presence"), min_length=1, description="Kinds of questions, in equal shares."
+    )
+    canvas: int = Field(128, ge=96, le=512, description="Side of a scene, in pixels.")
+
+
+class Chitchat(_Options):
+    """Human dialogues."""
+
+    form: Form = Field("conversations", description="Plain text for pretraining, or turns with roles.")
+    max_turns: int = Field(16, ge=2, description="Longer dialogues are cut into windows of at most this many messages.")
+
+
+class Chatterbot(_Options):
+    """Short questions and answers in English."""
+
+    form: Form = Field("conversations", description="Plain text for pretraining, or turns with roles.")

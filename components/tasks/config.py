@@ -1,0 +1,49 @@
+"""The options of the built-in tasks. Imports neither torch nor Pillow."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.datasets.config import SceneKind
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: Literal["validation", "test"] = "test"
+    """``test`` is held out from everything; ``validation`` may have chosen the checkpoint."""
+
+
+class EasyVQATask(_Options):
+    """Questions about one coloured shape, answered freely."""
+
+    max_new_tokens: int = Field(4, ge=1)
+    """Tokens an answer may have; every right answer is one word."""
+
+
+class ScenesTask(_Options):
+    """Questions about composed pictures, answered freely."""
+
+    size: int = Field(1000, ge=1)
+    """Scenes asked about."""
+    questions: tuple[SceneKind, ...] = Field(("counting", "position", "colour", "presence"), min_length=1)
+    """Kinds of questions, in equal shares."""
+    canvas: int = Field(128, ge=96, le=512)
+    """Side of a scene, in pixels."""
+    max_new_tokens: int = Field(8, ge=1)
+    """Tokens an answer may have."""
+
+
+class OpenMojiNamesTask(_Options):
+    """Which of several names belongs to the picture, by likelihood."""
+
+    draws: int = Field(10, ge=1)
+    """Independent draws of distractors per picture."""
+    distractors: int = Field(3, ge=1)
+    """Wrong names beside the right one; chance is 1 / (distractors + 1)."""
+    seed: int = 0
+    """Of the distractors and of their order."""
+    render_size: int = Field(128, ge=16, le=1024)
+    """Side of the rendered pictures, in pixels."""

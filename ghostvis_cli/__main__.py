@@ -1,0 +1,5 @@
+"""``python -m ghostvis_cli`` is ``ghostvis``."""
+
+from .app import main
+
+main()

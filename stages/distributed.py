@@ -1,0 +1,113 @@
+"""One process or many: ranks, devices and the few collectives that training needs.
+
+Processes are started by ``torchrun``, which says who is who in the environment; without it there is one.
+Gloo talks between CPUs, NCCL between CUDA devices. In a single process every method is a no-op or the identity,
+so the loop has no second path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ghostvis_plugins.errors import ConfigError, UnavailableError
+
+
+@dataclass(frozen=True, slots=True)
+class Distributed:
+    """This process among its peers, and the device it computes on."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def start(cls, device: str = "auto", threads: int = 0) -> Distributed:
+        """Join the process group that the environment describes; pick the device. Raises UnavailableError."""
+        if threads > 0:
+            torch.set_num_threads(threads)
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world)
+        return cls(rank, world, chosen)
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and talks."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add up ``tensor`` over the ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add up gradients over the ranks. A parameter this rank did not use counts as zero, so no rank waits.
+
+        Single processes fill in the zeros, too: an optimizer must not see a difference between a step without
+        pictures here and one whose pictures are on another rank.
+        """
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.world == 1:
+            return
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])  # type: ignore[union-attr]
+        dist.all_reduce(flat)
+        for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad.copy_(total.view_as(parameter))  # type: ignore[union-attr]
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every rank, on every rank. For small things at rare times."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is CUDA, else Apple's MPS, else the CPU. Raises UnavailableError for a device that is not there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    kind = name.partition(":")[0]
+    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
+        raise UnavailableError(f"device = {name}: this machine has none", hint="use device = auto or cpu")
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(f"device = {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16."""
+    if dtype == "float16":
+        raise ConfigError("dtype = float16: training needs loss scaling for it", hint="use bfloat16 or float32")
+    if dtype == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

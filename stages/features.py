@@ -1,0 +1,172 @@
+"""Outputs of a frozen encoder, kept: a picture is encoded once, not once per epoch.
+
+The key is what the picture *is* (sha256 of its bytes) and what the encoder does with it (its weights, options and
+transform), so a stale hit is impossible. Values are float16. The cache folder may be shared by several processes
+and runs: files appear whole, by a rename, and a damaged one is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from components.cache import cache_dir
+from components.images import decode
+from ghostvis_plugins.errors import ConfigError, DataError
+from ghostvis_plugins.types import Image
+
+
+def module_hash(module: nn.Module, trainable: bool | None = None) -> str:
+    """sha256 of a module's parameters and buffers, names included; ``trainable=False`` leaves out what is trained."""
+    digest = hashlib.sha256()
+    learnt = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for name, tensor in module.state_dict().items():
+        if trainable is False and name in learnt:
+            continue
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}\t{array.dtype}\t{tuple(array.shape)}\n".encode())
+        digest.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else array.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encoder_fingerprint(encoder: Any, options: Mapping[str, Any]) -> str:
+    """Identity of what an encoder computes: options (where its weights came from aside), transform and weights."""
+    said = {key: value for key, value in options.items() if key != "weights"}
+    text = json.dumps([said, dict(encoder.transform())], sort_keys=True, default=str)
+    return hashlib.sha256((text + module_hash(encoder)).encode()).hexdigest()[:32]
+
+
+class FeatureCache:
+    """Pictures → encoder features ``[P, Dv]`` float16 on the CPU.
+
+    ``folder`` None keeps them in memory only, where at most ``memory_bytes`` stay, the most recently used.
+    Raises ConfigError for an encoder that trains: its outputs do not keep.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        options: Mapping[str, Any],
+        *,
+        on_disk: bool,
+        memory_bytes: int,
+        encode_batch: int,
+        device: torch.device,
+    ) -> None:
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            raise ConfigError(
+                "stage.features keeps outputs of the encoder, and this run trains it",
+                hint='set stage.features = "none", or leave the encoder out of stage.train',
+            )
+        self.encoder, self.device, self.encode_batch = encoder, device, encode_batch
+        self.folder = cache_dir() / "features" / encoder_fingerprint(encoder, options) if on_disk else None
+        self.memory_bytes = memory_bytes
+        self.encoded = 0  # pictures that went through the encoder
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._digests: dict[str, str] = {}
+
+    def lookup(self, images: Sequence[Image]) -> list[Tensor | DataError]:
+        """Features of each picture, or why it has none. What is missing is encoded in batches."""
+        results: dict[str, Tensor | DataError] = {}
+        keys: list[str] = []
+        missing: dict[str, Image] = {}
+        for image in images:
+            try:
+                key = self._digest(image)
+            except OSError as error:
+                key = f"unreadable {image.path}"
+                results[key] = DataError(f"cannot read {image.path}: {error.strerror or error}")
+            keys.append(key)
+            if key not in results:
+                known = self._recall(key)
+                if known is not None:
+                    results[key] = known
+                else:
+                    missing.setdefault(key, image)
+        self._encode(missing, results)
+        return [results[key] for key in keys]
+
+    def _digest(self, image: Image) -> str:
+        if image.path is None:
+            return image.digest()
+        if image.path not in self._digests:
+            self._digests[image.path] = image.digest()
+        return self._digests[image.path]
+
+    def _recall(self, key: str) -> Tensor | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        if self.folder is None:
+            return None
+        path = self._path(key)
+        try:
+            array = np.load(path, allow_pickle=False)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError) as error:
+            warnings.warn(f"{path} is damaged ({error}); the picture is encoded again", stacklevel=2)
+            return None
+        if array.shape != (self.encoder.tokens, self.encoder.out_dim) or array.dtype != np.float16:
+            warnings.warn(f"{path} holds {array.dtype}{array.shape}; the picture is encoded again", stacklevel=2)
+            return None
+        return self._keep(key, torch.from_numpy(array))
+
+    def _keep(self, key: str, features: Tensor) -> Tensor:
+        self._kept[key] = features
+        self._bytes += features.numel() * 2
+        while self._bytes > self.memory_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.numel() * 2
+        return features
+
+    def _encode(self, missing: Mapping[str, Image], results: dict[str, Tensor | DataError]) -> None:
+        pixels: dict[str, Tensor] = {}
+        for key, image in missing.items():
+            try:
+                pixels[key] = self.encoder.preprocess(decode(image))
+            except DataError as error:
+                results[key] = error
+                continue
+            if len(pixels) == self.encode_batch:
+                self._flush(pixels, results)
+        self._flush(pixels, results)
+
+    def _flush(self, pixels: dict[str, Tensor], results: dict[str, Tensor | DataError]) -> None:
+        if not pixels:
+            return
+        self.encoder.eval()
+        with torch.no_grad():
+            encoded = self.encoder(torch.stack(list(pixels.values())).to(self.device)).half().cpu()
+        if not encoded.isfinite().all():
+            raise ConfigError("the encoder's outputs exceed float16", hint='set stage.features = "none"')
+        self.encoded += len(pixels)
+        for key, features in zip(pixels, encoded, strict=True):
+            own = features.clone()  # not a view: that would keep the whole batch alive
+            if self.folder is not None:
+                self._write(self._path(key), own)
+            results[key] = self._keep(key, own)
+        pixels.clear()
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / key[:2] / f"{key}.npy"
+
+    @staticmethod
+    def _write(path: Path, features: Tensor) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+        with private.open("wb") as file:
+            np.save(file, features.numpy())
+        private.replace(path)

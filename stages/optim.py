@@ -1,0 +1,151 @@
+"""What trains, how fast, and on which schedule: data from the recipe, applied to a model.
+
+``stage.train`` maps module paths to learning rates. The longest path that a parameter's name starts with wins;
+what no path matches is frozen. Weight decay goes to matrices only: not to norms, biases, embeddings or latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostvis_plugins.errors import ConfigError, did_you_mean
+
+from .config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the freeze table: a module path, its learning rate (0: frozen), its parameters."""
+
+    path: str
+    lr: float
+    parameters: int
+
+
+def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
+    """Set ``requires_grad`` as ``table`` says and return the freeze table.
+
+    Raises ConfigError for a path that names no parameter, and when nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for path in table:
+        if not any(_covers(path, name) for name in names):
+            known = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+            raise ConfigError(
+                f"stage.train: the model has no '{path}'.{did_you_mean(path, known)}",
+                hint=f"its parts are {', '.join(child for child, _ in model.named_children())}",
+            )
+    counts: dict[tuple[str, float], int] = {}
+    for name, parameter in model.named_parameters():
+        path = match(table, name)
+        rate = table[path] if path is not None else 0.0
+        parameter.requires_grad_(rate > 0)
+        row = (path if path is not None else name.split(".")[0], rate)
+        counts[row] = counts.get(row, 0) + parameter.numel()
+    if all(rate == 0 for _, rate in counts):
+        raise ConfigError("stage.train: nothing is left to train")
+    return [Row(path, rate, count) for (path, rate), count in counts.items()]
+
+
+def match(table: Mapping[str, float], name: str) -> str | None:
+    """The longest path of ``table`` that covers the parameter ``name``."""
+    return max((path for path in table if _covers(path, name)), key=len, default=None)
+
+
+def _covers(path: str, name: str) -> bool:
+    return name == path or name.startswith(f"{path}.")
+
+
+def format_table(rows: Iterable[Row]) -> str:
+    """The freeze table as text."""
+    rows = list(rows)
+    width = max(len("module"), *(len(row.path) for row in rows))
+    lines = [f"{'module':{width}}  {'learning rate':>13}  {'parameters':>12}"]
+    for row in rows:
+        rate = f"{row.lr:g}" if row.lr else "frozen"
+        lines.append(f"{row.path:{width}}  {rate:>13}  {row.parameters:12,}")
+    trained = sum(row.parameters for row in rows if row.lr)
+    total = sum(row.parameters for row in rows)
+    lines.append(f"{'trained':{width}}  {'':13}  {trained:12,} of {total:,}")
+    return "\n".join(lines)
+
+
+def set_modes(model: nn.Module) -> None:
+    """Training mode for what trains, evaluation mode for frozen parts (dropout, running statistics)."""
+    model.train()
+    _freeze_modes(model)
+
+
+def _freeze_modes(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _freeze_modes(child)
+
+
+def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Torch parameter groups: one per learning rate path, split into what decays and what does not.
+
+    ``peak_lr`` is the rate that the schedule scales.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        path = match(table, name)
+        assert path is not None
+        decays = parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
+        group = groups.setdefault((path, decays), {"params": [], "lr": table[path], "peak_lr": table[path]})
+        if not decays:
+            group["weight_decay"] = 0.0
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+class Schedule:
+    """The factor on every learning rate at each step, between 0 and 1."""
+
+    def __init__(self, config: TrainConfig, steps: int) -> None:
+        self.kind, self.steps, self.final = config.schedule, steps, config.final_lr
+        self.warmup = min(steps, round(config.warmup * steps) if config.warmup < 1 else round(config.warmup))
+        self.warmdown = max(1, round(config.warmdown * steps))
+
+    def __call__(self, step: int) -> float:
+        """Factor of step number ``step``, counted from 1."""
+        if step <= self.warmup:
+            return step / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        if self.kind == "constant":
+            shape = 1.0
+        elif self.kind == "linear":
+            shape = 1 - progress
+        elif self.kind == "wsd":
+            shape = min(1.0, (self.steps - step) / self.warmdown)
+        else:
+            shape = (1 + math.cos(math.pi * progress)) / 2
+        return self.final + (1 - self.final) * shape
+
+    def apply(self, optimizer: Any, step: int) -> float:
+        """Set the learning rates of ``step``; returns the largest."""
+        factor = self(step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return max(group["lr"] for group in optimizer.param_groups)
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """The global norm of the gradients before clipping, which scales them to at most ``limit`` (0: not at all)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm

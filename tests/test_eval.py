@@ -1,0 +1,321 @@
+"""Evaluation on engines whose behaviour is known: what is asked, what is kept, what the controls show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.images import decode
+from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError
+from ghostvis_plugins.types import Completion, Conversation, EvalDoc, Generation, Image, Score, user
+from stages.eval import Run, answer, run_task
+from stages.eval_controls import controlled, priors, white_picture
+from stages.eval_report import table
+from stages.eval_rows import KEY_FIELDS, Hasher, RowStore
+
+PICTURES = 12
+WHAT, IS_IT = "which one?", "is it even?"
+
+
+def picture(number: int) -> Image:
+    return Image(data=f"picture {number}".encode())
+
+
+def number_in(prompt: Conversation) -> int | None:
+    """What a perfect eye sees: the number of the picture, None without one of ours."""
+    data = prompt.images[0].data if prompt.images else None
+    return int(data.split()[1]) if data and data.startswith(b"picture") else None
+
+
+class Numbers:
+    """Two questions about each picture, one open and one yes/no."""
+
+    name, version, metric = "numbers", "1", "exact_match"
+    generation = Generation(max_new_tokens=4)
+
+    def docs(self) -> Sequence[EvalDoc]:
+        return [
+            EvalDoc(
+                id=f"{number}/{tag}",
+                prompt=Conversation((user(picture(number), question),)),
+                target=target,
+                cluster=str(number),
+                tags=(tag,),
+            )
+            for number in range(PICTURES)
+            for tag, question, target in (
+                ("open", WHAT, str(number)),
+                ("yes_no", IS_IT, "no" if number % 2 else "yes"),
+            )
+        ]
+
+    def score(self, doc: EvalDoc, answer: str) -> Mapping[str, float]:
+        return {"exact_match": float(answer == doc.target), "length": float(len(answer))}
+
+
+class Names(Numbers):
+    """Ranking: several draws of choices per picture."""
+
+    name, metric = "names", "accuracy"
+
+    def docs(self) -> Sequence[EvalDoc]:
+        return [
+            EvalDoc(
+                id=f"{number}/{draw}",
+                prompt=Conversation((user(picture(number), WHAT),)),
+                target=str(number),
+                choices=tuple(sorted({str(number), *(str((number + draw + i) % PICTURES) for i in (1, 2, 3))})),
+                cluster=str(number),
+            )
+            for number in range(PICTURES)
+            for draw in range(3)
+        ]
+
+    def score(self, doc: EvalDoc, answer: str) -> Mapping[str, float]:
+        return {"accuracy": float(answer == doc.target)}
+
+
+class ScriptedEngine:
+    """Answers by a function of the prompt and remembers what it was asked."""
+
+    capabilities = frozenset({"images", "score", "batch"})
+
+    def __init__(self, reply: Callable[[Conversation], str], fail_after: int | None = None) -> None:
+        self.reply = reply
+        self.asked: list[Conversation] = []
+        self.batches: list[int] = []
+        self.scored: list[tuple[str, ...]] = []
+        self.fail_after = fail_after
+
+    def generate(self, prompts: Sequence[Conversation], generation: Generation) -> list[Completion]:
+        if self.fail_after is not None and len(self.batches) >= self.fail_after:
+            raise KeyboardInterrupt
+        self.asked += prompts
+        self.batches.append(len(prompts))
+        texts = [self.reply(prompt) for prompt in prompts]
+        return [Completion(text=text, ids=(1,) * 3, logprobs=(-1.0,) * 3, finish_reason="stop") for text in texts]
+
+    def score(self, prompt: Conversation, continuations: Sequence[str]) -> list[Score]:
+        self.scored.append(tuple(continuations))
+        likely = self.reply(prompt)
+        return [Score(logprob=-1.0 if text == likely else -5.0, tokens=1) for text in continuations]
+
+
+def sighted(prompt: Conversation) -> str:
+    number = number_in(prompt)
+    if number is None:
+        return "yes"
+    return str(number) if prompt.messages[-1].text == WHAT else ("no" if number % 2 else "yes")
+
+
+def blind(prompt: Conversation) -> str:
+    return "yes"
+
+
+def run_on(tmp_path: Path, engine: Any, task: Any = None, **kwargs: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    path = tmp_path / "samples.jsonl"
+    with RowStore(path) as store:
+        run = Run(engine, task or Numbers(), store, weights="w" * 64, batch_size=5)
+        result = run_task(run, **kwargs)
+    return result, [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_model_that_looks_and_one_that_does_not(tmp_path: Path) -> None:
+    seeing, _ = run_on(tmp_path / "a", ScriptedEngine(sighted))
+    guessing, _ = run_on(tmp_path / "b", ScriptedEngine(blind))
+    assert seeing["model"]["score"]["mean"] == 1.0
+    assert seeing["controls"]["permuted"]["tags"]["open"]["mean"] == 0.0  # never its own picture
+    assert seeing["controls"]["blank"]["score"]["mean"] == 0.25
+    assert seeing["controls"]["blind"]["score"]["mean"] == 0.25
+    for condition in ("blind", "blank", "permuted"):
+        assert guessing["controls"][condition]["score"]["mean"] == guessing["model"]["score"]["mean"] == 0.25
+    assert guessing["model"]["tags"]["yes_no"]["mean"] == 0.5
+    assert guessing["model"]["figures"] == {"length": 3.0}
+
+
+def test_estimates_resample_pictures(tmp_path: Path) -> None:
+    result, _ = run_on(tmp_path, ScriptedEngine(sighted), controls=())
+    assert (result["model"]["score"]["n"], result["model"]["score"]["clusters"]) == (24, PICTURES)
+    assert result["model"]["tags"]["open"]["n"] == 12
+    assert result["controls"] == {}
+
+
+def test_majority_and_best_blind_guess(tmp_path: Path) -> None:
+    result, _ = run_on(tmp_path, ScriptedEngine(sighted), controls=("majority",))
+    majority, best = result["controls"]["majority"], result["controls"]["per_question"]
+    assert majority["answer"] == "no"  # as frequent as yes, and before it in the alphabet
+    assert majority["source"] == "the documents themselves"
+    assert majority["tags"]["open"]["mean"] == 0.0
+    assert best["tags"]["open"]["mean"] == pytest.approx(1 / PICTURES)
+
+
+def test_rows_hold_the_final_interface(tmp_path: Path) -> None:
+    _, rows = run_on(tmp_path, ScriptedEngine(sighted), controls=("blind",))
+    assert len(rows) == 48
+    for row in rows:
+        assert {"key", "condition", "output", "scores", "target", *KEY_FIELDS} <= set(row)
+        assert row["weights"] == "w" * 64
+        assert row["generation"]["max_new_tokens"] == 4
+    first = next(row for row in rows if row["doc"] == "3/open" and row["condition"] == "model")
+    assert (first["output"], first["scores"]["exact_match"], first["target"]) == ("3", 1.0, "3")
+    assert len({row["key"] for row in rows}) == 48
+
+
+def test_equal_prompts_are_asked_once(tmp_path: Path) -> None:
+    engine = ScriptedEngine(sighted)
+    run_on(tmp_path, engine, controls=("blind", "blank"))
+    assert len(engine.asked) == 24 + 2 + 2
+    assert max(engine.batches) <= 5
+
+
+def test_documents_of_a_picture_are_neighbours(tmp_path: Path) -> None:
+    engine = ScriptedEngine(sighted)
+    run_on(tmp_path, engine, controls=())
+    numbers = [number_in(prompt) for prompt in engine.asked]
+    changes = sum(a != b for a, b in zip(numbers, numbers[1:], strict=False))
+    assert changes == PICTURES - 1
+
+
+def test_a_second_run_asks_nothing_and_gives_the_same(tmp_path: Path) -> None:
+    first, rows = run_on(tmp_path, ScriptedEngine(sighted))
+    engine = ScriptedEngine(sighted)
+    second, again = run_on(tmp_path, engine)
+    assert engine.asked == []
+    assert again == rows
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_on(tmp_path, ScriptedEngine(sighted, fail_after=2), controls=())
+    path = tmp_path / "samples.jsonl"
+    assert len(path.read_text().splitlines()) == 10
+    with path.open("a") as file:  # the line that was being written when the power went
+        file.write('{"key": "abc", "weights"')
+    engine = ScriptedEngine(sighted)
+    result, rows = run_on(tmp_path, engine, controls=())
+    assert len(engine.asked) == 14
+    assert len(rows) == 24
+    assert result["model"]["score"]["mean"] == 1.0
+
+
+@pytest.mark.parametrize("change", ["weights", "version", "generation", "picture"])
+def test_an_answer_is_reused_only_when_nothing_it_depends_on_has_changed(tmp_path: Path, change: str) -> None:
+    run_on(tmp_path, ScriptedEngine(sighted), controls=())
+    task, engine = Numbers(), ScriptedEngine(sighted)
+    docs = list(task.docs())
+    weights = "w" * 64
+    if change == "weights":
+        weights = "v" * 64
+    elif change == "version":
+        task.version = "2"
+    elif change == "generation":
+        task.generation = Generation(max_new_tokens=5)
+    else:
+        docs = [docs[0], *controlled(docs[1:], "blank", identity=Hasher().image, seed=0)]
+    with RowStore(tmp_path / "samples.jsonl") as store:
+        answer(Run(engine, task, store, weights=weights), "model", docs)
+    assert len(engine.asked) == (2 if change == "picture" else 24)  # blank: two questions; the first document is kept
+
+
+def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"key": "a"}\nnonsense\n')
+    with pytest.raises(DataError, match=r"samples.jsonl line 2"):
+        RowStore(tmp_path / "samples.jsonl")
+
+
+def test_limits_nest_and_spread_over_pictures(tmp_path: Path) -> None:
+    engine = ScriptedEngine(sighted)
+    small, few = run_on(tmp_path, engine, controls=(), limit=6)
+    assert small["model"]["score"]["n"] == 6
+    assert len({row["cluster"] for row in few}) > 3
+    large, more = run_on(tmp_path, engine, controls=("permuted",), limit=10, control_limit=4)
+    assert more[:6] == few
+    assert (large["model"]["score"]["n"], large["controls"]["permuted"]["score"]["n"]) == (10, 4)
+    assert large["documents"] == 24
+
+
+def test_ranking_scores_each_name_of_a_picture_once(tmp_path: Path) -> None:
+    engine = ScriptedEngine(sighted)
+    result, rows = run_on(tmp_path, engine, Names(), controls=("majority", "blind"))
+    assert result["model"]["score"]["mean"] == 1.0
+    assert result["chance"] == 0.25
+    assert set(result["controls"]) == {"blind"}  # no answer is common to all documents
+    assert all(len(names) == len(set(names)) <= 5 for names in engine.scored)
+    about_first = {name for names in engine.scored[:2] for name in names}
+    assert len(about_first) >= 6
+    assert rows[0]["nll"] == [1.0 if choice == rows[0]["output"] else 5.0 for choice in rows[0]["choices"]]
+
+
+def test_ranking_refuses_nan_and_engines_that_cannot_score(tmp_path: Path) -> None:
+    engine = ScriptedEngine(sighted)
+    engine.score = lambda prompt, texts: [Score(logprob=float("nan"), tokens=1)] * len(texts)  # type: ignore[method-assign]
+    with pytest.raises(GhostVisError, match="document 0/0"):
+        run_on(tmp_path / "a", engine, Names())
+    engine.capabilities = frozenset()
+    with pytest.raises(ConfigError, match="ranks by likelihood"):
+        run_on(tmp_path / "b", engine, Names())
+
+
+def test_permuted_never_gives_a_document_its_own_picture() -> None:
+    docs = Numbers().docs()
+    for seed in range(20):
+        permuted = controlled(docs, "permuted", identity=Hasher().image, seed=seed)
+        pairs = [(number_in(a.prompt), number_in(b.prompt)) for a, b in zip(docs, permuted, strict=True)]
+        assert all(own != other for own, other in pairs)
+        assert len(set(pairs)) == PICTURES  # both questions about a picture see the same other one
+        assert {other for _, other in pairs} == set(range(PICTURES))
+    assert controlled(docs[:2], "permuted", identity=Hasher().image, seed=0) == []  # one picture: nothing to swap
+
+
+def test_blind_removes_the_picture_and_blank_is_white() -> None:
+    doc = EvalDoc(id="1", prompt=Conversation((user(picture(0), "left?", picture(1)),)), target="x")
+    identity = Hasher().image
+    (without,) = controlled([doc], "blind", identity=identity, seed=0)
+    assert without.prompt.images == ()
+    assert without.prompt.messages[0].text == "left?"
+    (blank,) = controlled([doc], "blank", identity=identity, seed=0)
+    assert [type(part).__name__ for part in blank.prompt.messages[0].parts] == ["Image", "Text", "Image"]
+    white = decode(white_picture())
+    assert white.getcolors() == [(64 * 64, (255, 255, 255))]
+    text_only = EvalDoc(id="2", prompt=Conversation((user("left?"),)), target="x")
+    assert controlled([text_only], "blank", identity=identity, seed=0) == []
+
+
+def test_a_control_that_cannot_be_run_says_so(tmp_path: Path) -> None:
+    result, _ = run_on(tmp_path, ScriptedEngine(sighted), controls=("permuted",), limit=1)
+    assert "skipped" in result["controls"]["permuted"]
+
+
+def test_prior_of_an_unseen_question_is_the_majority() -> None:
+    prior = priors(Numbers(), Numbers().docs()[:2])
+    unseen = EvalDoc(id="x", prompt=Conversation((user("how many?"),)), target="1")
+    assert prior.answer(unseen) == prior.majority == "0"
+
+
+def test_prompt_hash_is_of_contents_not_of_paths(tmp_path: Path) -> None:
+    hasher = Hasher()
+    files = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for file, content in zip(files, (b"1", b"1", b"2"), strict=True):
+        file.write_bytes(content)
+    same, other = (hasher.conversation(Conversation((user(Image(path=str(f)), "?"),), id=f.name)) for f in files[:2])
+    assert same == other
+    assert same != hasher.conversation(Conversation((user(Image(path=str(files[2])), "?"),)))
+    assert same != hasher.conversation(Conversation((user("?", Image(path=str(files[0]))),)))
+    with pytest.raises(DataError, match=r"gone\.png"):
+        hasher.conversation(Conversation((user(Image(path=str(tmp_path / "gone.png"))),)))
+
+
+def test_table_shows_every_condition_with_its_interval(tmp_path: Path) -> None:
+    result, _ = run_on(tmp_path, ScriptedEngine(sighted), control_limit=8)
+    text = table({"model": "runs/x/model", "weights": "w" * 64, "tasks": {"numbers": result}})
+    lines = text.splitlines()
+    assert any(line.startswith("model") and "100.0" in line for line in lines)
+    for name in ("permuted", "blank", "blind", "majority", "per_question"):
+        assert any(line.startswith(name) for line in lines), name
+    assert "open" in text
+    assert max(map(len, lines)) <= 100
