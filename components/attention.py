@@ -141,14 +141,24 @@ class KVCache:
         """The most tokens a row can hold."""
         return self.keys[0].shape[1]
 
-    def select(self, rows: Tensor) -> KVCache:
-        """A new cache of the given rows ``[R]``: drops finished documents, or repeats a shared prompt."""
+    def select(self, rows: Tensor, length: int) -> KVCache:
+        """A new cache of the given rows ``[R]`` with room for ``length`` tokens each.
+
+        Drops finished documents, or repeats a shared prompt. The old cache stays as it is.
+        """
+        lengths = self.lengths[rows]
+        used = int(lengths.max())
+        if used > length:
+            raise ValueError(f"{used} tokens in a cache row of {length}")
         index = rows.to(self.keys[0].device)
-        return KVCache(
-            [k.index_select(0, index) for k in self.keys],
-            [v.index_select(0, index) for v in self.values],
-            self.lengths[rows.cpu()],
-        )
+
+        def copy(old: Tensor) -> Tensor:
+            new = old.new_empty(rows.numel(), length, *old.shape[2:])
+            new[:, :used] = old[:, :used].index_select(0, index)
+            new[:, used:] = 0  # masked slots are multiplied by zero, so they must be finite
+            return new
+
+        return KVCache([copy(k) for k in self.keys], [copy(v) for v in self.values], lengths)
 
 
 @dataclass(frozen=True, slots=True)

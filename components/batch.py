@@ -43,6 +43,7 @@ class Batch:
     placeholders: list[int]  # per document
     features: Tensor | None = None  # [I, P, Dv]: what the encoder gave, when it is cached
     pixels: Tensor | None = None  # [I, 3, H, W]
+    inputs: Tensor | None = None  # int64 [T]: what is read where it differs from the targets in ``ids``
 
     @classmethod
     def pack(cls, rendered: Sequence[Rendered]) -> Batch:
@@ -66,6 +67,7 @@ class Batch:
             image_owner=[d for d, r in enumerate(rendered) for _ in r.image_spans],
             sample_ids=[r.id for r in rendered],
             placeholders=_placeholders(rendered),
+            inputs=_inputs(rendered),
         )
 
     def __len__(self) -> int:
@@ -79,7 +81,7 @@ class Batch:
         """The same batch with its large tensors on ``device``."""
         moved = {
             name: tensor.to(device, non_blocking=True)
-            for name in ("ids", "positions", "document_ids", "loss_mask", "features", "pixels")
+            for name in ("ids", "positions", "document_ids", "loss_mask", "features", "pixels", "inputs")
             if (tensor := getattr(self, name)) is not None
         }
         return replace(self, **moved)
@@ -96,6 +98,13 @@ class Batch:
         first, counts = self.image_spans.unbind(1)
         offsets = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         return (torch.repeat_interleave(first, counts) + offsets).to(self.ids.device)
+
+
+def _inputs(rendered: Sequence[Rendered]) -> Tensor | None:
+    """What the documents are read as; None when that is their ids."""
+    if all(r.inputs is None for r in rendered):
+        return None
+    return torch.tensor([token for r in rendered for token in (r.inputs or r.ids)], dtype=torch.long)
 
 
 def _placeholders(rendered: Sequence[Rendered]) -> list[int]:

@@ -149,6 +149,12 @@ def _run() -> Iterator[ComponentSpec]:
         build="components.optimizers.adamw:build",
         summary="AdamW",
     )
+    yield optimizer(
+        "muon",
+        config="components.optimizers.config:Muon",
+        build="components.optimizers.muon:build",
+        summary="orthogonalised momentum for hidden matrices, AdamW for the rest",
+    )
     yield tracker(
         "jsonl",
         config="components.trackers.config:Jsonl",

@@ -86,7 +86,7 @@ class _Composer:
         return VLM(backbone, encoder, resampler, projector)
 
     def part(self, kind: str, source: str = "encoder", **known: int) -> Any:
-        """Build one part. ``known`` is what only the composition knows; ``source`` is the part ``in_dim`` stems from."""
+        """Build one part. ``known`` is what only the composition knows; ``source`` the part ``in_dim`` stems from."""
         options = self.options[kind]
         if options is None:
             raise ConfigError(

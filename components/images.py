@@ -147,8 +147,8 @@ def to_pixels(
     """
     import torch  # here, so that data sets and listings decode pictures without it
 
-    array = np.asarray(resize(image, size, interpolation, fit), dtype=np.float32) / 255.0
-    array = (array - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
+    unit = np.asarray(resize(image, size, interpolation, fit), dtype=np.float32) / 255.0
+    array = (unit - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 

@@ -14,6 +14,7 @@ A tool's answer is a turn of role ``tool`` around ``<tool_response>``; a call by
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass, replace
 
 from ghostvis_plugins.errors import DataError
@@ -33,6 +34,7 @@ class Rendered:
     image_spans: list[tuple[int, int]]  # (start, length) of each picture's placeholders, in reading order
     images: tuple[Image, ...]
     id: str
+    inputs: list[int] | None = None  # what the model reads where that is not ``ids``, which stay the targets
 
     @property
     def targets(self) -> int:
@@ -44,6 +46,17 @@ class Rendered:
         if any(start + size > length for start, size in self.image_spans):
             raise ValueError(f"cropping {self.id!r} to {length} tokens would cut a picture")
         return replace(self, ids=self.ids[:length], loss_mask=self.loss_mask[:length])
+
+    def drop_words(self, share: float, tokenizer: Tokenizer, generator: random.Random) -> Rendered:
+        """A ``share`` of the target tokens is read as random ones; control tokens are read as they are.
+
+        Word dropout (Bowman et al. 2016): a decoder that cannot rely on its own last words learns to look.
+        """
+        inputs = list(self.ids)
+        for place, target in enumerate(self.loss_mask):
+            if target and generator.random() < share and inputs[place] not in tokenizer.control_ids:
+                inputs[place] = generator.choice(tokenizer.plain_ids)
+        return replace(self, inputs=inputs)
 
 
 def render(sample: Sample, tokenizer: Tokenizer, tokens_per_image: int) -> Rendered:

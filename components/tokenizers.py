@@ -98,9 +98,10 @@ class Tokenizer:
         self.image = self.control[IMAGE]
         self._bytes = _token_bytes(backend, self.control)
         self._cached = lru_cache(maxsize=16384)(self._encode)
-        control_ids = set(self.control.values())
+        self.control_ids = frozenset(self.control.values())
+        self.plain_ids = tuple(number for number, text in enumerate(self._bytes) if text)
         for token in self.control:
-            if control_ids.intersection(self._encode(token)):
+            if self.control_ids.intersection(self._encode(token)):
                 raise DataError(f"the tokenizer turns the plain text {token!r} into its control id")
 
     def _encode(self, text: str) -> tuple[int, ...]:

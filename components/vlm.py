@@ -87,7 +87,7 @@ class VLM(nn.Module):
         ``vectors`` ``[I, N, D]`` may be given when they are known already. Raises DataError, naming the sample,
         when its placeholders are not as many as the vectors of its pictures.
         """
-        x = self.backbone.embed(batch.ids)
+        x = self.backbone.embed(batch.ids if batch.inputs is None else batch.inputs)
         if vectors is None and batch.images:
             if batch.pixels is None and batch.features is None:
                 raise DataError(f"sample '{batch.sample_ids[batch.image_owner[0]]}': neither pixels nor features given")

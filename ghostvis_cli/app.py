@@ -16,11 +16,11 @@ import typer
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.manager import PluginInfo, Registry
 
-from . import components, config, doctor, plugins, recipes
+from . import chat, components, config, data, doctor, evaluate, plugins, recipes, speedrun, train
 from .output import epilog, note, rich_help, warn
 from .session import debugging, registry, take_global_options
 
-GROUPS = (components, plugins, recipes, config, doctor)
+GROUPS = (speedrun, train, evaluate, chat, data, components, plugins, recipes, config, doctor)
 
 EXIT_CODES = {
     ExitCode.OK: "done",
@@ -75,10 +75,9 @@ def run(argv: Sequence[str]) -> int:
 
 def add_plugin_commands(app: typer.Typer, found: Registry) -> None:
     """Let each plugin add its commands to a fresh application first, so that a bad one spoils only itself."""
-    known = set(typer.main.get_group(app).commands)
-    for info in list(found.plugins):
-        if not info.commands:
-            continue
+    with_commands = [info for info in found.plugins if info.commands]
+    known = set(typer.main.get_group(app).commands) if with_commands else set()
+    for info in with_commands:
         try:
             own = _commands_of(found, info)
             names = set(typer.main.get_group(own).commands)

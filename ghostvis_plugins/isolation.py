@@ -9,7 +9,6 @@ declaration is wrong in any part contributes nothing at all.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import importlib.util
 import re
@@ -256,6 +255,8 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _file_version(path: Path) -> str:
+    import hashlib
+
     return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}" if path.is_file() else ""
 
 

@@ -89,6 +89,11 @@ class Projector(Protocol):
 class KVCache(Protocol):
     """Keys and values of the tokens already seen; created by the backbone, owned by the engine."""
 
+    lengths: Tensor  # int64 [rows], on the CPU: tokens in each row
+
+    def select(self, rows: Tensor, length: int) -> KVCache:
+        """A new cache of the given rows ``[R]`` (dropped, repeated) with room for ``length`` tokens each."""
+
 
 @runtime_checkable
 class Backbone(Protocol):
@@ -118,7 +123,7 @@ class Backbone(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]``."""
 
-    def new_cache(self, rows: int, length: int) -> Any:
+    def new_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for ``rows`` documents of at most ``length`` tokens."""
 
 

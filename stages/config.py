@@ -30,13 +30,23 @@ class TrainConfig(BaseModel):
     kinds: ClassVar[tuple[str, ...]] = VISION_KINDS
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps. Give this or epochs.")
-    epochs: float | None = Field(None, gt=0, description="Samples drawn, in multiples of the training samples, instead of steps.")
+    epochs: float | None = Field(
+        None, gt=0, description="Samples drawn, in multiples of the training samples, instead of steps."
+    )
     batch_tokens: int = Field(8192, ge=1, description="Tokens of one optimizer step, over all ranks and micro-batches.")
     micro_tokens: int = Field(8192, ge=16, description="Tokens of one forward pass; also the longest sample.")
     too_long: Literal["error", "skip"] = Field(
-        "error", description="What a conversation longer than micro_tokens does: stop the run, or be left out and counted."
+        "error",
+        description="What a conversation longer than micro_tokens does: stop the run, or be left out and counted.",
     )
 
+    word_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of answer tokens that are read as random ones, so that the next word must come from the "
+        "picture and the question and not from the words before it (Bowman et al. 2016).",
+    )
     train: dict[str, float] = Field(
         default_factory=dict,
         description="Learning rate per module path; the longest matching path wins, 0 freezes, and so does no match.",
@@ -55,7 +65,10 @@ class TrainConfig(BaseModel):
     feature_memory_mb: int = Field(2048, ge=1, description="Most memory for kept encoder outputs, in MB.")
     encode_batch: int = Field(32, ge=1, description="Pictures that go through the encoder together.")
     max_bad_fraction: float = Field(
-        0.001, ge=0, le=1, description="Unusable samples, as a share of all training samples, above which the run stops."
+        0.001,
+        ge=0,
+        le=1,
+        description="Unusable samples, as a share of all training samples, above which the run stops.",
     )
 
     eval_every: int = Field(0, ge=0, description="Steps between validations; 0 validates at the end only.")
@@ -63,6 +76,7 @@ class TrainConfig(BaseModel):
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 keeps one at the end only.")
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that stay; the best one stays as well.")
     export: Literal["last", "best"] = Field("last", description="Which weights the model directory gets.")
+    eval: list[str] = Field([], description="Tasks the model is for; default: those named like its data sets.")
     show_samples: int = Field(4, ge=0, description="Validation samples answered in the report.")
     log_seconds: float = Field(10.0, gt=0, description="Seconds between progress lines where there is no terminal.")
 

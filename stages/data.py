@@ -8,8 +8,9 @@ only the bins of this rank: it decodes pictures, or fetches their cached feature
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from components.images import decode
 from components.rendering import Rendered, render
 from components.tokenizers import Tokenizer
 from ghostvis_plugins.errors import ConfigError, DataError
-from ghostvis_plugins.types import Document, Image
+from ghostvis_plugins.types import Conversation, Document, Image
 
 from .features import FeatureCache
 from .ledger import BadSample
@@ -68,9 +69,11 @@ class Stream:
         seed: int,
         limit: int,
         too_long: str = "error",
+        word_dropout: float = 0.0,
         state: MixtureState | None = None,
         data_hash: str = "",
     ) -> None:
+        self.seed = seed
         self.datasets = {name: dataset for name, (dataset, _) in datasets.items()}
         for name, dataset in self.datasets.items():
             if len(dataset) == 0:
@@ -79,6 +82,7 @@ class Stream:
         self.orders = {name: Order(seed, name, len(dataset)) for name, dataset in self.datasets.items()}
         self.tokenizer, self.tokens_per_image = tokenizer, tokens_per_image
         self.limit, self.too_long = limit, too_long
+        self.word_dropout = word_dropout
         self.data_hash = data_hash
         self._fruitless = dict.fromkeys(self.datasets, 0)
 
@@ -118,15 +122,21 @@ class Stream:
     def _draw(self, plan: StepPlan, chain: Any) -> Drawn | None:
         """The next sample, or None when it cannot be used, which ``plan`` then says."""
         source = self.mixture.choose()
-        index = self.orders[source](self.mixture.advance(source))
+        position = self.mixture.advance(source)
+        index = self.orders[source](position)
         name = f"{source}[{index}]"
         rendered = None
         try:
             sample = self.datasets[source][index]
             name = sample.id or name
-            rendered = self._fit(render(sample, self.tokenizer, self.tokens_per_image), sample, name, plan)
+            rendered = render(replace(sample, id=name), self.tokenizer, self.tokens_per_image)
+            if rendered.targets == 0:
+                raise DataError("nothing to learn from: no assistant message")
         except DataError as error:
+            rendered = None
             plan.bad.append(BadSample(source, name, error.message))
+        if rendered is not None and len(rendered.ids) > self.limit:
+            rendered = self._shorten(rendered, isinstance(sample, Document), plan)
         chain.update(f"{source}\t{index}\t{name}\t{rendered is not None}\n".encode())
         self._fruitless[source] = 0 if rendered is not None else self._fruitless[source] + 1
         if self._fruitless[source] >= len(self.datasets[source]):
@@ -137,21 +147,20 @@ class Stream:
         if rendered is None:
             return None
         self.mixture.account(source, rendered.targets)
+        if self.word_dropout and isinstance(sample, Conversation):
+            generator = random.Random(f"{self.seed}/{source}/{position}")  # the same wherever the sample is packed
+            rendered = rendered.drop_words(self.word_dropout, self.tokenizer, generator)
         return Drawn(source, rendered)
 
-    def _fit(self, rendered: Rendered, sample: Any, name: str, plan: StepPlan) -> Rendered | None:
-        if rendered.targets == 0:
-            raise DataError("nothing to learn from: no assistant message")
-        if len(rendered.ids) <= self.limit:
-            return rendered
-        if isinstance(sample, Document):
+    def _shorten(self, rendered: Rendered, is_document: bool, plan: StepPlan) -> Rendered | None:
+        if is_document:
             plan.cropped += 1
             return rendered.crop(self.limit)
         if self.too_long == "skip":
             plan.skipped += 1
             return None
         raise ConfigError(
-            f"sample '{name}' has {len(rendered.ids)} tokens, and {self.limit} fit",
+            f"sample '{rendered.id}' has {len(rendered.ids)} tokens, and {self.limit} fit",
             hint='raise stage.micro_tokens (and backbone.max_positions), or set stage.too_long = "skip"',
         )
 
@@ -162,15 +171,15 @@ class Collator:
     def __init__(self, encoder: Any | None, cache: FeatureCache | None) -> None:
         self.encoder, self.cache = encoder, cache
 
-    def __call__(self, bins: Sequence[Sequence[Drawn]]) -> tuple[list[Batch], list[BadSample]]:
-        """Batches of ``bins`` without the samples whose pictures cannot be read, which are returned beside them."""
+    def __call__(self, bins: Sequence[Sequence[Drawn]]) -> tuple[list[tuple[Batch, list[Drawn]]], list[BadSample]]:
+        """A batch per bin with the samples in it, and beside them those whose pictures cannot be read."""
         images = [image for members in bins for drawn in members for image in drawn.rendered.images]
         vectors = self._vectors(images)
-        batches: list[Batch] = []
+        batches: list[tuple[Batch, list[Drawn]]] = []
         bad: list[BadSample] = []
         at = 0
         for members in bins:
-            kept: list[Rendered] = []
+            kept: list[Drawn] = []
             pictures: list[torch.Tensor] = []
             for drawn in members:
                 own = vectors[at : at + len(drawn.rendered.images)]
@@ -179,10 +188,10 @@ class Collator:
                 if failed is not None:
                     bad.append(BadSample(drawn.source, drawn.rendered.id, failed.message))
                     continue
-                kept.append(drawn.rendered)
+                kept.append(drawn)
                 pictures += [vector for vector in own if not isinstance(vector, DataError)]
             if kept:
-                batches.append(self._batch(kept, pictures))
+                batches.append((self._batch(kept, pictures), kept))
         return batches, bad
 
     def _vectors(self, images: Sequence[Image]) -> list[torch.Tensor | DataError]:
@@ -199,8 +208,8 @@ class Collator:
         except DataError as error:
             return error
 
-    def _batch(self, kept: list[Rendered], pictures: list[torch.Tensor]) -> Batch:
-        batch = Batch.pack(kept)
+    def _batch(self, kept: list[Drawn], pictures: list[torch.Tensor]) -> Batch:
+        batch = Batch.pack([drawn.rendered for drawn in kept])
         if pictures:
             stacked = torch.stack(pictures)
             if self.cache is not None:

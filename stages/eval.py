@@ -47,28 +47,29 @@ def evaluate(
     control_limit: int | None = None,
     controls: Sequence[str] = CONTROLS,
     seed: int = 0,
-    device: str = "cpu",
-    dtype: str | None = None,
-    engine: str = "native",
+    device: str = "auto",
+    engine: Mapping[str, Any] | str = "native",
     batch_size: int = 64,
     task_options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the model in ``model_dir`` on ``tasks``; write ``samples.jsonl`` and ``results.json`` to ``out_dir``.
 
-    ``limit`` and ``control_limit`` bound the documents of the model and of each control that runs it.
+    ``engine`` is a name, or a table of a name and options; ``limit`` and ``control_limit`` bound
+    the documents of the model and of each control that runs it.
     Raises MissingError for an unknown task, ConfigError for an unknown control or wrong task option, and what
     loading a model raises.
     """
     _check(controls, limit, control_limit)
     built = [_build_task(registry, name, (task_options or {}).get(name, {})) for name in dict.fromkeys(tasks)]
-    loaded = _load(model_dir, registry, device, dtype, engine)
-    setup = {"engine": engine, "dtype": loaded.dtype}
+    table = {"name": engine} if isinstance(engine, str) else dict(engine)
+    loaded = _load(model_dir, registry, device, table)
+    setup = {"engine": table, "dtype": loaded.dtype}
     results: dict[str, Any] = {
         "format_version": 1,
         "model": str(model_dir),
         "weights": loaded.weights,
-        "device": device,
+        "device": loaded.device,
         **setup,
         "seed": seed,
         "limit": limit,
@@ -106,16 +107,19 @@ class _Loaded:
     engine: Engine
     weights: str
     dtype: str
+    device: str
 
 
-def _load(model_dir: Path, registry: Registry, device: str, dtype: str | None, engine: str) -> _Loaded:
+def _load(model_dir: Path, registry: Registry, device: str, engine: Mapping[str, Any]) -> _Loaded:
     from components.weights import load_model, weights_hash
+    from stages.distributed import choose_device
 
-    loaded = load_model(model_dir, registry, device=device, dtype=dtype)
-    config = registry.make_config("engine", engine, {})
-    built = registry.get("engine", engine).load_build()(config, model=loaded.model, tokenizer=loaded.tokenizer)
-    kind = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-    return _Loaded(built, weights_hash(model_dir), kind)
+    chosen = choose_device(device)
+    config = registry.make_config("engine", engine["name"], engine)
+    loaded = load_model(model_dir, registry, device=chosen)
+    built = registry.get("engine", engine["name"]).load_build()(config, model=loaded.model, tokenizer=loaded.tokenizer)
+    dtype = str(loaded.model.backbone_dtype).removeprefix("torch.")
+    return _Loaded(built, weights_hash(model_dir), dtype, str(chosen))
 
 
 @dataclass

@@ -18,32 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.cache import cache_dir
 from components.images import decode
+from components.weights import state_hash
 from ghostvis_plugins.errors import ConfigError, DataError
 from ghostvis_plugins.types import Image
-
-
-def module_hash(module: nn.Module, trainable: bool | None = None) -> str:
-    """sha256 of a module's parameters and buffers, names included; ``trainable=False`` leaves out what is trained."""
-    digest = hashlib.sha256()
-    learnt = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    for name, tensor in module.state_dict().items():
-        if trainable is False and name in learnt:
-            continue
-        array = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}\t{array.dtype}\t{tuple(array.shape)}\n".encode())
-        digest.update(array.view(torch.uint8).numpy().tobytes() if array.ndim else array.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def encoder_fingerprint(encoder: Any, options: Mapping[str, Any]) -> str:
     """Identity of what an encoder computes: options (where its weights came from aside), transform and weights."""
     said = {key: value for key, value in options.items() if key != "weights"}
     text = json.dumps([said, dict(encoder.transform())], sort_keys=True, default=str)
-    return hashlib.sha256((text + module_hash(encoder)).encode()).hexdigest()[:32]
+    return hashlib.sha256((text + state_hash(encoder)).encode()).hexdigest()[:32]
 
 
 class FeatureCache:

@@ -6,6 +6,7 @@ what no path matches is frozen. Weight decay goes to matrices only: not to norms
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,24 +32,24 @@ class Row:
 def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
     """Set ``requires_grad`` as ``table`` says and return the freeze table.
 
-    Raises ConfigError for a path that names no parameter, and when nothing is left to train.
+    A module without parameters may be named; it is a line with none. Raises ConfigError for a path that names
+    nothing in the model, and when nothing is left to train.
     """
-    names = [name for name, _ in model.named_parameters()]
+    known = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
     for path in table:
-        if not any(_covers(path, name) for name in names):
-            known = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
+        if path not in known:
             raise ConfigError(
                 f"stage.train: the model has no '{path}'.{did_you_mean(path, known)}",
                 hint=f"its parts are {', '.join(child for child, _ in model.named_children())}",
             )
-    counts: dict[tuple[str, float], int] = {}
+    counts: dict[tuple[str, float], int] = {(path, rate): 0 for path, rate in table.items()}
     for name, parameter in model.named_parameters():
         path = match(table, name)
         rate = table[path] if path is not None else 0.0
         parameter.requires_grad_(rate > 0)
         row = (path if path is not None else name.split(".")[0], rate)
         counts[row] = counts.get(row, 0) + parameter.numel()
-    if all(rate == 0 for _, rate in counts):
+    if not any(rate and count for (_, rate), count in counts.items()):
         raise ConfigError("stage.train: nothing is left to train")
     return [Row(path, rate, count) for (path, rate), count in counts.items()]
 
@@ -91,10 +92,27 @@ def _freeze_modes(module: nn.Module) -> None:
         _freeze_modes(child)
 
 
+def frozen_hash(model: nn.Module) -> str:
+    """sha256 of every tensor that must not move: frozen parameters, and buffers of modules in evaluation mode.
+
+    Call it after :func:`set_modes`.
+    """
+    digest = hashlib.sha256()
+    still = {f"{path}." if path else "" for path, module in model.named_modules() if not module.training}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        is_parameter = isinstance(tensor, nn.Parameter)
+        frozen = not tensor.requires_grad if is_parameter else f"{name.rpartition('.')[0]}." in still
+        if frozen:
+            digest.update(f"{name}\t{tensor.dtype}\t{tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[str, Any]]:
     """Torch parameter groups: one per learning rate path, split into what decays and what does not.
 
-    ``peak_lr`` is the rate that the schedule scales.
+    ``peak_lr`` is the rate that the schedule scales; ``names`` are those of ``params``, for optimizers that treat
+    modules differently.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
@@ -104,10 +122,11 @@ def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[
         path = match(table, name)
         assert path is not None
         decays = parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
-        group = groups.setdefault((path, decays), {"params": [], "lr": table[path], "peak_lr": table[path]})
+        group = groups.setdefault((path, decays), {"params": [], "names": [], "lr": table[path], "peak_lr": table[path]})
         if not decays:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)
+        group["names"].append(name)
     return list(groups.values())
 
 

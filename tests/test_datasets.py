@@ -306,14 +306,14 @@ def evaluate(scene: scenes.Scene) -> str:
     words = {id: word for word, id in OBJECTS.items()}
     words |= {id: shape for shape, colours in SHAPES.items() for id in colours.values()}
     colours = {id: colour for shape in SHAPES.values() for colour, id in shape.items()}
-    at = {words.get(item.id, "thing"): item for item in scene.placed}
+    at = {words.get(item.id, "picture"): item for item in scene.placed}
     question = scene.question.rstrip("?").split()
-    if scene.form == "count_things":
+    if scene.form == "count_pictures":
         return str(len(scene.placed))
     if scene.form == "count_named":
         return str(sum(plural(words[item.id]) == question[2] for item in scene.placed))
-    if scene.form in ("where_thing", "where_named"):
-        item = scene.placed[0] if scene.form == "where_thing" else at[question[-1]]
+    if scene.form in ("where_picture", "where_named"):
+        item = scene.placed[0] if scene.form == "where_picture" else at[question[-1]]
         dx, dy = item.x - 64, item.y - 64
         assert abs(abs(dx) - abs(dy)) > 8
         return ("right" if dx > 0 else "left") if abs(dx) > abs(dy) else ("bottom" if dy > 0 else "top")
@@ -397,7 +397,7 @@ def test_held_out_scenes_are_made_of_held_out_drawings():
         dataset = scenes.build(Scenes(size=800), split=split)
         for index in range(len(dataset)):
             scene = dataset.scene(index)
-            nameless = scene.form in ("count_things", "where_thing")
+            nameless = scene.form in ("count_pictures", "where_picture")
             assert scene.objects == ("held_out" if nameless and split != "train" else "known")
             assert all((item.id in trained) == (scene.objects == "known") for item in scene.placed)
 

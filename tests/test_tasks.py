@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from components.datasets.easy_vqa import EasyVQADataset
 from components.metrics import bootstrap_ci
-from components.tasks.answers import AnswerTask, easy_vqa, scenes
+from components.tasks import easy_vqa, openmoji_names, scenes
+from components.tasks.answers import AnswerTask
 from components.tasks.config import EasyVQATask, OpenMojiNamesTask, ScenesTask
-from components.tasks.naming import NamingTask, openmoji_names
+from components.tasks.openmoji_names import NamingTask
 from ghostvis_plugins.errors import ConfigError
 from ghostvis_plugins.protocols import Task
 from ghostvis_plugins.types import Conversation, Image, assistant, user
@@ -113,7 +114,7 @@ def test_options_are_closed(config: type[EasyVQATask]) -> None:
 
 @pytest.mark.network
 def test_easy_vqa_is_the_published_test_split() -> None:
-    task = easy_vqa(EasyVQATask())
+    task = easy_vqa.build(EasyVQATask())
     docs = task.docs()
     assert Counter(tag for doc in docs for tag in doc.tags) == {"yes_no": 7136, "open": 2537}
     assert len({doc.cluster for doc in docs}) == 1000
@@ -129,10 +130,10 @@ def test_naming_and_scenes_ask_about_held_out_pictures() -> None:
     from components.datasets.config import OpenMoji
     from components.datasets.openmoji import build
 
-    docs = openmoji_names(OpenMojiNamesTask()).docs()
+    docs = openmoji_names.build(OpenMojiNamesTask()).docs()
     train = build(OpenMoji(), split="train")
     trained = {train[i].metadata["concept"] for i in range(len(train))}
     assert len(docs) == 10 * len({doc.prompt.id for doc in docs})
     assert not trained & {doc.cluster for doc in docs}
-    kinds = Counter(doc.tags[0] for doc in scenes(ScenesTask(size=40)).docs())
+    kinds = Counter(doc.tags[0] for doc in scenes.build(ScenesTask(size=40)).docs())
     assert kinds == {"counting": 10, "position": 10, "colour": 10, "presence": 10}

@@ -6,8 +6,8 @@ stored: number ``index`` of a split is a pure function of the split's name, the 
 ============  ==================================================================================
 kind          questions
 ============  ==================================================================================
-counting      "how many dogs are there?" (0 to 4), "how many things are there?" (1 to 4)
-position      "where is the dog?", "where is the thing?" (left, right, top, bottom);
+counting      "how many dogs are there?" (0 to 4), "how many pictures are there?" (1 to 4)
+position      "where is the dog?", "where is the picture?" (left, right, top, bottom);
               "what is left of the tree?", "what is above the tree?"; "is the dog above the car?"
 colour        "what colour is the heart?" (seven colours)
 presence      "is there a cat?" (yes and no in equal shares)
@@ -15,7 +15,7 @@ presence      "is there a cat?" (yes and no in equal shares)
 
 What is held out in validation and test: every scene, always. Questions that name an object use forty common
 words whose drawings were trained on (``metadata["objects"]`` is "known"): asking for a name that was never
-taught measures nothing. Questions about "things" need no name, so there validation and test use drawings
+taught measures nothing. Questions about "pictures" need no name, so there validation and test use drawings
 of their own split, which no training stage has seen (``metadata["objects"]`` is "held_out").
 """
 
@@ -75,7 +75,7 @@ class SceneDataset:
         self._config = config
         self._split = split
         self._paths = {picture.id: picture.path for picture in all_pictures(side)}
-        self._things = [picture.id for picture in pictures(split, side)]
+        self._drawings = [picture.id for picture in pictures(split, side)]
 
     def __len__(self) -> int:
         return self._config.size
@@ -100,7 +100,7 @@ class SceneDataset:
             raise IndexError(f"scenes/{self._split} has {len(self)} samples; there is no number {index}")
         kind = self._config.questions[index % len(self._config.questions)]
         rng = random.Random(f"scenes/{self._split}/{kind}/{index}")
-        return kind, rng, _PLANNERS[kind](rng, self._things, "known" if self._split == "train" else "held_out")
+        return kind, rng, _PLANNERS[kind](rng, self._drawings, "known" if self._split == "train" else "held_out")
 
 
 def build(config: Scenes, *, split: Split) -> SceneDataset:
@@ -128,11 +128,11 @@ def _sprite(path: str, side: int) -> PIL.Image.Image:
 Planner = Callable[[random.Random, Sequence[str], Objects], Scene]
 
 
-def _counting(rng: random.Random, things: Sequence[str], objects: Objects) -> Scene:
+def _counting(rng: random.Random, drawings: Sequence[str], objects: Objects) -> Scene:
     if rng.random() < 0.5:
         count = rng.randint(1, 4)
-        ids = rng.sample(things, count)
-        return Scene("how many things are there?", str(count), "count_things", _in_cells(rng, ids), objects)
+        ids = rng.sample(drawings, count)
+        return Scene("how many pictures are there?", str(count), "count_pictures", _in_cells(rng, ids), objects)
     count = rng.randint(0, 4)
     word, *others = rng.sample(WORDS, 5)
     more = rng.randint(1 if count == 0 else 0, 4 - count)
@@ -140,12 +140,12 @@ def _counting(rng: random.Random, things: Sequence[str], objects: Objects) -> Sc
     return Scene(f"how many {plural(word)} are there?", str(count), "count_named", _in_cells(rng, ids))
 
 
-def _position(rng: random.Random, things: Sequence[str], objects: Objects) -> Scene:
-    form = rng.choice(("where_thing", "where_named", "what_relation", "is_relation"))
-    if form == "where_thing":
+def _position(rng: random.Random, drawings: Sequence[str], objects: Objects) -> Scene:
+    form = rng.choice(("where_picture", "where_named", "what_relation", "is_relation"))
+    if form == "where_picture":
         spot = rng.choice(tuple(SPOTS))
-        placed = _at(rng, rng.choice(things), SPOTS[spot], LARGE, inset=8)
-        return Scene("where is the thing?", spot, form, (placed,), objects)
+        placed = _at(rng, rng.choice(drawings), SPOTS[spot], LARGE, inset=8)
+        return Scene("where is the picture?", spot, form, (placed,), objects)
     if form == "where_named":
         words = rng.sample(WORDS, rng.randint(2, 4))
         spots = rng.sample(tuple(SPOTS), len(words))
@@ -160,7 +160,7 @@ def _position(rng: random.Random, things: Sequence[str], objects: Objects) -> Sc
     return Scene(f"is the {first} {relation} the {second}?", answer, form, _pair(rng, *shown, relation))
 
 
-def _colour(rng: random.Random, things: Sequence[str], objects: Objects) -> Scene:
+def _colour(rng: random.Random, drawings: Sequence[str], objects: Objects) -> Scene:
     shapes = rng.sample(tuple(SHAPES), rng.randint(1, 3))
     colours = rng.sample(tuple(SHAPES[shapes[0]]), len(shapes))
     ids = [SHAPES[shape][colour] for shape, colour in zip(shapes, colours, strict=True)]
@@ -169,7 +169,7 @@ def _colour(rng: random.Random, things: Sequence[str], objects: Objects) -> Scen
     return Scene(f"what colour is the {shapes[0]}?", colours[0], "colour", _in_cells(rng, ids))
 
 
-def _presence(rng: random.Random, things: Sequence[str], objects: Objects) -> Scene:
+def _presence(rng: random.Random, drawings: Sequence[str], objects: Objects) -> Scene:
     words = rng.sample(WORDS, 5)
     shown = words[: rng.randint(1, 4)]
     answer = rng.choice(("yes", "no"))

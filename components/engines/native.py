@@ -25,6 +25,7 @@ from components.rendering import Rendered, render_prompt
 from components.tokenizers import StreamDecoder, Tokenizer
 from components.vlm import VLM
 from ghostvis_plugins import DataError
+from ghostvis_plugins.protocols import KVCache
 from ghostvis_plugins.types import Completion, Conversation, Generation, Image, Score
 
 from .config import Native as Config
@@ -63,7 +64,7 @@ class NativeEngine:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.stops = frozenset({tokenizer.im_end, tokenizer.eos})
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # picture digest → [N, D]
-        self._prefix: tuple[object, object, Tensor] | None = None  # key, cache, last hidden [1, D]
+        self._prefix: tuple[object, KVCache, Tensor] | None = None  # prompt, its cache, its last hidden state [1, D]
         self._version = -1
         self._running: dict[str, bool] = {}  # request → abort asked for
 
@@ -128,19 +129,132 @@ class NativeEngine:
                     sums[n] += rest
         return [Score(logprob=s, tokens=len(answer)) for s, answer in zip(sums, answers, strict=True)]
 
-    def _score_rest(self, cache: object, answers: Sequence[Sequence[int]]) -> list[float]:
+    def _score_rest(self, cache: KVCache, answers: Sequence[Sequence[int]]) -> list[float]:
         """Summed log-probabilities of each answer's tokens after the first, all behind the same cached prompt."""
         backbone, device = self.model.backbone, self.model.device
-        copies = backbone.new_cache(len(answers), int(cache.lengths[0]) + max(map(len, answers)) - 1)
-        copies.fill(cache)
+        room = int(cache.lengths[0]) + max(map(len, answers)) - 1
+        copies = cache.select(torch.zeros(len(answers), dtype=torch.long), room)
         lengths = torch.tensor([len(answer) - 1 for answer in answers])
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
         owner = torch.repeat_interleave(torch.arange(len(answers)), lengths)
         positions = torch.arange(int(lengths.sum())) - cu_seqlens[:-1][owner] + cache.lengths[0]
         ids = torch.tensor([token for answer in answers for token in answer[:-1]], device=device)
         targets = torch.tensor([token for answer in answers for token in answer[1:]], device=device)
-        hidden = backbone(
-            backbone.embed(ids), positions=positions.to(device), cu_seqlens=cu_seqlens, cache=copies
-        )
+        hidden = backbone(backbone.embed(ids), positions=positions.to(device), cu_seqlens=cu_seqlens, cache=copies)
         losses = F.cross_entropy(backbone.logits(hidden), targets, reduction="none").double().cpu()
         return (-torch.zeros(len(answers), dtype=torch.double).index_add_(0, owner, losses)).tolist()
+
+    def _steps(self, rows: list[_Row], generation: Generation) -> Iterator[None]:
+        """Answer ``rows`` together; yields after each new token, which by then is in the rows."""
+        with self._inference():
+            cache, hidden = self._prefill_rows(rows)
+            tokens = self._take(rows, hidden, generation)
+        while not all(row.reason for row in rows):
+            yield
+            with self._inference():
+                rows, tokens, cache = _compact(rows, tokens, cache)
+                tokens = self._take(rows, self._decode(tokens, cache), generation)
+        yield
+
+    def _prefill_rows(self, rows: Sequence[_Row]) -> tuple[KVCache, Tensor]:
+        """Run the prompts; returns the cache and the hidden state behind each prompt ``[R, D]``."""
+        batch = Batch.pack([row.prompt for row in rows]).to(self.model.device)
+        room = max(len(row.prompt.ids) + row.limit for row in rows)
+        cache = self.model.backbone.new_cache(len(rows), room)
+        last = (batch.cu_seqlens[1:].long() - 1).to(batch.ids.device)
+        return cache, self.model.hidden(batch, cache, self._vision_vectors(batch.images), rows=last)
+
+    def _decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """One token per row ``[R]`` → hidden states ``[R, D]``."""
+        backbone = self.model.backbone
+        cu_seqlens = torch.arange(len(tokens) + 1, dtype=torch.int32)
+        positions = cache.lengths.to(tokens.device)
+        return backbone(backbone.embed(tokens), positions=positions, cu_seqlens=cu_seqlens, cache=cache)
+
+    def _take(self, rows: Sequence[_Row], hidden: Tensor, generation: Generation) -> Tensor:
+        """Choose the next token of each row from its hidden state; returns them ``[R]``."""
+        logits = self.model.backbone.logits(hidden)
+        draws = torch.stack([row.draws[min(len(row.ids), row.limit - 1)] for row in rows])
+        tokens = choose(logits, generation, draws)
+        logprobs = F.log_softmax(logits, dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.add(token, logprob, self.stops)
+        return tokens
+
+    def _prefill(self, prompt: Rendered) -> tuple[KVCache, Tensor]:
+        """The cache of one prompt and its last hidden state ``[1, D]``; that of the latest prompt is kept."""
+        key = (tuple(prompt.ids), tuple(image.digest() for image in prompt.images))
+        if self._prefix is None or self._prefix[0] != key:
+            row = _Row(number=0, prompt=prompt, limit=0, draws=torch.empty(0))
+            self._prefix = (key, *self._prefill_rows([row]))
+        return self._prefix[1:]
+
+    def _row(self, number: int, prompt: Conversation, generation: Generation) -> _Row:
+        rendered = render_prompt(prompt, self.tokenizer, self.model.tokens_per_image)
+        room = self._check_room(rendered, 1)
+        limit = min(generation.max_new_tokens, room)
+        return _Row(number=number, prompt=rendered, limit=limit, draws=uniforms(generation, number))
+
+    def _check_room(self, prompt: Rendered, needed: int) -> int:
+        """New tokens that fit behind a prompt; the last one is never fed back. Raises DataError when too few."""
+        room = self.model.backbone.max_positions - len(prompt.ids) + 1
+        if room < max(needed, 1):
+            raise DataError(
+                f"prompt '{prompt.id}': {len(prompt.ids)} tokens leave no room for an answer in "
+                f"backbone.max_positions = {self.model.backbone.max_positions}",
+                hint="shorten the conversation",
+            )
+        return room
+
+    def _vision_vectors(self, images: Sequence[Image]) -> Tensor | None:
+        """Vectors ``[I, N, D]`` of the pictures; each distinct one is encoded once and kept, the oldest go first."""
+        if not images:
+            return None
+        digests = [image.digest() for image in images]
+        missing = {d: image for d, image in zip(digests, images, strict=True) if d not in self._vectors}
+        found = {d: self._vectors[d] for d in digests if d in self._vectors}
+        todo = list(missing.items())
+        for start in range(0, len(todo), self.config.encode_batch):
+            chunk = todo[start : start + self.config.encode_batch]
+            pixels = torch.stack([self.model.encoder.preprocess(decode(image)) for _, image in chunk])
+            vectors = self.model.vision_vectors(pixels.to(self.model.device, self.model.backbone_dtype))
+            found.update(zip([digest for digest, _ in chunk], vectors, strict=True))
+        for digest in found:
+            self._vectors[digest] = found[digest]
+            self._vectors.move_to_end(digest)
+        while len(self._vectors) > self.config.image_cache:
+            self._vectors.popitem(last=False)
+        return torch.stack([found[digest] for digest in digests])
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No gradients, evaluation mode, and nothing kept from before a weight changed."""
+        version = sum(p._version for p in self.model.parameters())
+        if version != self._version:
+            self._vectors.clear()
+            self._prefix, self._version = None, version
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            if training:
+                self.model.train()
+
+
+def _compact(rows: list[_Row], tokens: Tensor, cache: KVCache) -> tuple[list[_Row], Tensor, KVCache]:
+    """Leave finished rows out, once they are a quarter: copying the cache costs about as much as a step."""
+    alive = [n for n, row in enumerate(rows) if row.reason is None]
+    if 4 * len(alive) > 3 * len(rows):
+        return rows, tokens, cache
+    rows = [rows[n] for n in alive]
+    index = torch.tensor(alive)
+    length = max(len(row.prompt.ids) + row.limit for row in rows)
+    return rows, tokens[index.to(tokens.device)], cache.select(index, length)
+
+
+def build(config: Config, *, model: VLM, tokenizer: Tokenizer) -> NativeEngine:
+    """The ``native`` component."""
+    return NativeEngine(config, model, tokenizer)

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from components.datasets.config import EasyVQA, Scenes
 from components.metrics import exact_match
-from components.tasks.config import EasyVQATask, ScenesTask
 from ghostvis_plugins.errors import DataError
 from ghostvis_plugins.types import Conversation, EvalDoc, Generation
 
@@ -38,7 +36,7 @@ class AnswerTask:
         self._dataset = dataset
 
     def docs(self) -> Sequence[EvalDoc]:
-        return [_doc(conversation) for conversation in _conversations(self._dataset)]
+        return [_doc(conversation) for conversation in conversations(self._dataset)]
 
     def score(self, doc: EvalDoc, answer: str) -> Mapping[str, float]:
         return {self.metric: exact_match(answer, doc.target)}
@@ -57,35 +55,10 @@ def _doc(sample: Conversation) -> EvalDoc:
     )
 
 
-def _conversations(dataset: Dataset) -> Iterator[Conversation]:
+def conversations(dataset: Dataset) -> Iterator[Conversation]:
+    """The samples of ``dataset`` in order. Raises DataError for one that does not end with an answer to a question."""
     for index in range(len(dataset)):
         sample = dataset[index]
         if not isinstance(sample, Conversation) or [m.role for m in sample.messages[-2:]] != ["user", "assistant"]:
             raise DataError(f"sample '{sample.id}' does not end with a question and its answer")
         yield sample
-
-
-def easy_vqa(config: EasyVQATask) -> AnswerTask:
-    """easy-VQA on its published test split: 9,673 questions about 1,000 pictures; tags "open" and "yes_no"."""
-    from components.datasets.easy_vqa import build
-
-    dataset, train = (build(EasyVQA(questions_per_sample=1), split=split) for split in (config.split, "train"))
-
-    def train_answers() -> Iterator[tuple[str, str]]:
-        return ((sample.messages[-2].text, sample.messages[-1].text) for sample in _conversations(train))
-
-    return AnswerTask("easy_vqa", "1", dataset, train_answers, config.max_new_tokens)
-
-
-def scenes(config: ScenesTask) -> AnswerTask:
-    """Composed scenes of a held-out split; tags are the kinds of questions, and whether the objects were trained on."""
-    from components.datasets.scenes import build
-
-    dataset = build(Scenes(size=config.size, questions=config.questions, canvas=config.canvas), split=config.split)
-    train = build(Scenes(questions=config.questions, canvas=config.canvas), split="train")
-
-    def train_answers() -> Iterator[tuple[str, str]]:
-        planned = (train.scene(index) for index in range(len(train)))  # the truth without drawing it
-        return ((scene.question, scene.answer) for scene in planned)
-
-    return AnswerTask("scenes", "1", dataset, train_answers, config.max_new_tokens)

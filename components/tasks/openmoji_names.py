@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from components.datasets.config import OpenMoji
+from components.datasets.openmoji import build as build_dataset
 from components.tasks.config import OpenMojiNamesTask
 from ghostvis_plugins.errors import ConfigError
 from ghostvis_plugins.types import Conversation, EvalDoc, Generation
@@ -58,9 +59,7 @@ def _concept(sample: Conversation) -> str:
     return str(sample.metadata["concept"])
 
 
-def openmoji_names(config: OpenMojiNamesTask) -> NamingTask:
+def build(config: OpenMojiNamesTask) -> NamingTask:
     """OpenMoji pictures whose base concept was never trained on."""
-    from components.datasets.openmoji import build
-
-    dataset = build(OpenMoji(render_size=config.render_size), split=config.split)
+    dataset = build_dataset(OpenMoji(render_size=config.render_size), split=config.split)
     return NamingTask([dataset[index] for index in range(len(dataset))], config)

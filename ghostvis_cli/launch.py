@@ -1,0 +1,126 @@
+"""From a resolved run to running processes.
+
+The parent has resolved and checked everything before this is called, so a user's mistake never costs eight error
+messages. One process runs here, in this interpreter; several are started by torch's own elastic launcher, with the
+worker as their only entry point. Under ``torchrun`` or ``srun`` the processes exist already, and this one joins them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ghostvis_plugins import ConfigError, ExitCode, GhostVisError, UnavailableError
+from ghostvis_plugins.resolved import Resolved, load_resolved
+
+RUNS = Path("runs")
+WORKER = "ghostvis_cli.worker"
+
+
+class RunFailedError(GhostVisError):
+    """A worker ended with an error that it has already reported; only its exit code is left to pass on."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(code) if code in ExitCode.__members__.values() else ExitCode.FAILED
+
+
+def prepare(resolved: Resolved, *, resume: bool) -> Path:
+    """Make the run directory and write ``resolved.json``. Raises ConfigError where a run would be overwritten."""
+    values = resolved.values
+    if not values["name"]:
+        values["name"] = _free_name(values["stage"]["name"])
+        resolved.origins["name"] = "default"
+    run_dir = RUNS / values["name"]
+    file = run_dir / "resolved.json"
+    if file.exists():
+        if not resume:
+            raise ConfigError(
+                f"{run_dir} exists", hint=f"use --resume to continue it, or another --name than '{values['name']}'"
+            )
+        _check_same(load_resolved(file).values, values, run_dir)
+        return run_dir
+    if resume:
+        raise ConfigError(f"{run_dir} holds no run to resume", hint="leave --resume out to start it")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file.write_text(resolved.to_json(), encoding="utf-8")
+    return run_dir
+
+
+def start(run_dir: Path, *, nproc: int, resume: bool) -> None:
+    """Run the stage of ``run_dir`` in ``nproc`` processes. Raises RunFailedError when one of several fails."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        world = int(os.environ["WORLD_SIZE"])
+        if nproc not in (1, world):
+            raise ConfigError(f"--nproc {nproc}, but this process was started as one of {world}")
+        nproc = 1
+    if nproc == 1:
+        from .worker import work
+
+        work(run_dir / "resolved.json", resume=resume)
+        return
+    code = subprocess.run(torchrun_command(run_dir, nproc, resume), env=_worker_environment(nproc), check=False).returncode
+    if code:
+        code = _worker_code(run_dir) or code
+        raise RunFailedError(f"a worker of {run_dir} failed; its message is above", code)
+
+
+def torchrun_command(run_dir: Path, nproc: int, resume: bool) -> list[str]:
+    """The command that starts the same workers: what ``--print-launch`` shows."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", run_dir.name]
+    command += ["-m", WORKER, "--resolved", str(run_dir / "resolved.json")]
+    return [*command, "--resume"] if resume else command
+
+
+def _worker_environment(nproc: int) -> dict[str, str]:
+    """Safe import path (a ``components/`` in the user's folder must not win) and a fair share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONSAFEPATH": "1"}
+
+
+def _worker_code(run_dir: Path) -> int | None:
+    """The exit code that the first failing worker left; torchrun turns every failure into 1."""
+    file = run_dir / "exit_code"
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _free_name(stage: str) -> str:
+    number = 1
+    while (RUNS / f"{stage}-{number}").exists():
+        number += 1
+    return f"{stage}-{number}"
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
+    """A resumed run is the same run, whatever its device and its threads are now."""
+    from ghostvis_plugins.layers import flatten
+
+    machine = ("device", "threads")
+    old, new = dict(flatten(before)), dict(flatten(now))
+    changed = sorted(key for key in old.keys() | new.keys() if key not in machine and old.get(key) != new.get(key))
+    if changed:
+        lines = "\n".join(f"  {key}: {old.get(key)!r} → {new.get(key)!r}" for key in changed)
+        raise ConfigError(f"{run_dir} was started with other values:\n{lines}", hint="resume it with the former ones")
+
+
+def count_processes(text: str) -> int:
+    """``--nproc``: a number, or ``gpu`` for one process per CUDA device. Raises ConfigError, UnavailableError."""
+    if text == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UnavailableError("--nproc gpu: this machine has no CUDA device", hint="give a number, such as --nproc 2")
+        return torch.cuda.device_count()
+    if not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"--nproc {text}: give a number from 1, or gpu")
+    return int(text)

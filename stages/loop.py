@@ -1,0 +1,218 @@
+"""The one training loop. Every stage that learns by next-token prediction runs it.
+
+Each step: plan its samples, pack them into bins, deal the bins to ranks; sum the loss over own bins and divide by
+the number of targets of *all* bins; add up gradients over ranks; clip; step. So neither micro-batches, nor packing,
+nor ranks change what is learnt, and gradient accumulation is what happens when a step has more than one bin.
+
+There is no hidden random state: generators are seeded from (seed, step, rank) at the start of each step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from components.batch import Batch
+from components.vlm import VLM
+from ghostvis_plugins.errors import DataError, GhostVisError, UnavailableError
+
+from . import checkpoint
+from .config import TrainConfig
+from .context import RunContext
+from .data import Collator, StepPlan, Stream
+from .distributed import autocast
+from .ledger import BadSample, Ledger
+from .optim import Schedule, clip_gradients, set_modes
+from .packing import capacity_for, deal, pack
+from .progress import Progress
+from .validation import Validation
+
+
+@dataclass
+class Loop:
+    """A run in progress: its parts, and where it stands."""
+
+    context: RunContext
+    config: TrainConfig
+    model: VLM
+    optimizer: Any
+    optimizer_names: list[str]  # of its parameters, in the order of its groups
+    stream: Stream
+    collator: Collator
+    validation: Validation | None
+    ledger: Ledger
+    trackers: Sequence[Any]
+    progress: Progress
+    steps: int
+    step: int = 0  # finished
+    best: dict[str, float] | None = None  # {"step", "val_loss"}
+    _saved: int = field(default=-1, init=False)
+
+    def __post_init__(self) -> None:
+        self.dist = self.context.dist
+        self.schedule = Schedule(self.config, self.steps)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.checkpoints = self.context.run_dir / "checkpoints"
+        self._saved = self.step
+
+    def run(self) -> None:
+        """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are."""
+        while self.step < self.steps:
+            row = self._step(self.step + 1)
+            self.step += 1
+            last = self.step == self.steps
+            improved = False
+            if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
+                improved = self._validate(row)
+            for tracker in self.trackers:
+                tracker.log(self.step, row)  # before the checkpoint: a resumed run drops later rows, but invents none
+            self.progress.update(self.step, row)
+            if last or improved or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
+                self._save()
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One optimizer step; returns its row of metrics. Raises GhostVisError when the loss is not a number."""
+        began = time.perf_counter()
+        torch.manual_seed(step_seed(self.context.seed, step, self.dist.rank))
+        set_modes(self.model)
+        plan = self.stream.next_step(self.config.batch_tokens)
+        batches, bad = self._own_batches(plan)
+        collated = time.perf_counter()
+
+        nll = self._backward(batches, plan.targets)
+        targets = sum(int(batch.target_rows.numel()) for batch in batches)
+        totals = self.dist.sum_(torch.stack([nll, nll.new_tensor(targets), nll.new_tensor(len(bad))]))
+        self.dist.sum_gradients(self.parameters)
+        loss_sum, targets, failed = totals.tolist()
+        if failed or plan.bad:
+            self._note([*plan.bad, *bad], step)
+        if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made
+            self._rescale(plan.targets, targets, step)
+        loss = loss_sum / targets
+        computed = time.perf_counter()
+
+        rate = self.schedule.apply(self.optimizer, step)
+        norm = clip_gradients(self.parameters, self.config.clip).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._incident(step, loss, norm, plan)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        ended = time.perf_counter()
+        return {
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": plan.tokens,
+            "target_tokens": int(targets),
+            "samples": len(plan.samples),
+            "images": plan.images,
+            "skipped": plan.skipped,
+            "cropped": plan.cropped,
+            "bad_samples": len(self.ledger.entries),
+            "data_hash": plan.data_hash,
+            "tokens_per_second": round(plan.tokens / (ended - began), 1),
+            "time_data": round(collated - began, 4),
+            "time_model": round(computed - collated, 4),
+            "time_optimizer": round(ended - computed, 4),
+        }
+
+    def _own_batches(self, plan: StepPlan) -> tuple[list[Batch], list[BadSample]]:
+        lengths = plan.lengths
+        bins = pack(lengths, capacity_for(lengths, self.config.micro_tokens, self.dist.world))
+        own = deal(bins, lengths, self.dist.world)[self.dist.rank]
+        collated, bad = self.collator([[plan.samples[i] for i in bins[b]] for b in own])
+        return [batch for batch, _ in collated], bad
+
+    def _backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:
+        """Gradients of the own share of the step's mean loss; returns the summed loss of the own bins."""
+        total = torch.zeros((), device=self.dist.device)
+        for batch in batches:
+            with self._autocast():
+                nll, _ = self.model.loss(batch.to(self.dist.device))
+            (nll / targets).backward()
+            total += nll.detach()
+        return total
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.context.values.get("dtype", "float32"), self.dist.device)
+
+    def _rescale(self, planned: int, actual: float, step: int) -> None:
+        if actual == 0:
+            raise DataError(f"step {step}: none of its samples could be used; see bad_samples.jsonl")
+        for parameter in self.parameters:
+            assert parameter.grad is not None
+            parameter.grad.mul_(planned / actual)
+
+    def _note(self, bad: list[BadSample], step: int) -> None:
+        self.ledger.add({entry for entries in self.dist.gather(bad) for entry in entries}, step)
+
+    def _incident(self, step: int, loss: float, norm: float, plan: StepPlan) -> GhostVisError:
+        names = [drawn.rendered.id for drawn in plan.samples]
+        path = self.context.run_dir / "incident.json"
+        if self.dist.is_main:
+            path.write_text(json.dumps({"step": step, "loss": str(loss), "grad_norm": str(norm), "samples": names}))
+        shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        return GhostVisError(
+            f"step {step}: loss {loss}, gradient norm {norm}; its {len(names)} samples: {shown}",
+            hint=f"all of them are in {path}; lower stage.train, or look at these samples",
+        )
+
+    def _validate(self, row: dict[str, Any]) -> bool:
+        """Add validation figures to ``row``; True when they are the best so far."""
+        if self.validation is None:
+            return False
+        metrics, bad = self.validation(self.model, self.collator, self._autocast)
+        found = self.dist.gather(bad)
+        if any(found):
+            self.ledger.add({entry for entries in found for entry in entries}, self.step)
+        row |= metrics
+        if self.best is not None and metrics["val_loss"] >= self.best["val_loss"]:
+            return False
+        self.best = {"step": self.step, "val_loss": metrics["val_loss"]}
+        return True
+
+    def _save(self) -> None:
+        if self.step == self._saved:
+            return
+        state = {
+            "stream": self.stream.mixture.state.to_json(),
+            "data_hash": self.stream.data_hash,
+            "best": self.best,
+            "identity": identity(self.context, self.config),
+        }
+        if self.dist.is_main:
+            try:
+                checkpoint.write(self.checkpoints, self.step, self.model, self.optimizer, self.optimizer_names, state)
+            except OSError as error:
+                raise UnavailableError(
+                    f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
+                    hint="free some space; --resume goes on from the last checkpoint",
+                ) from error
+            checkpoint.prune(
+                self.checkpoints, self.config.keep_checkpoints, [int(self.best["step"])] if self.best else []
+            )
+        self.dist.barrier()
+        self._saved = self.step
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The generators' seed of one step on one rank."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")
+
+
+def identity(context: RunContext, config: TrainConfig) -> dict[str, Any]:
+    """What must not change when a run is resumed: it decides which samples come next."""
+    return {
+        "stage": (context.values.get("stage") or {}).get("name"),
+        "seed": context.seed,
+        "dataset": context.values.get("dataset"),
+        "batch_tokens": config.batch_tokens,
+    }

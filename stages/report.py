@@ -1,0 +1,176 @@
+"""``report.md`` of a training run: what was trained, how it went, what the model says now. Relative paths only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from components.images import decode
+from components.trackers.jsonl import read_metrics
+from ghostvis_plugins.errors import MissingError
+from ghostvis_plugins.types import Conversation, Generation, Message
+
+from .context import RunContext
+from .optim import Row, format_table
+from .progress import clock
+
+ANSWER = Generation(max_new_tokens=32)
+
+
+def write_report(
+    context: RunContext,
+    rows: Sequence[Row],
+    facts: Mapping[str, Any],
+    samples: Sequence[Conversation],
+    engine: Any | None,
+) -> Path:
+    """Write the report of a finished run; ``samples`` are answered by ``engine`` when there is one."""
+    run_dir = context.run_dir
+    metrics = read_metrics(run_dir)
+    stage = context.values["stage"]["name"]
+    sections = [f"# {run_dir.name}: {stage}", _table({**_figures(metrics), **facts})]
+    sections += ["## What trained", f"```\n{format_table(rows)}\n```"]
+    if metrics:
+        _draw_curve(metrics, run_dir / "loss.png", stage)
+        sections += ["## Loss", "![loss over steps](loss.png)"]
+    if samples and engine is not None:
+        sections += ["## Held-out samples", _answered(samples, engine, run_dir)]
+    sections += ["## Where these figures come from", _table(_provenance(context))]
+    path = run_dir / "report.md"
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
+
+
+def find_engine(context: RunContext, model: Any, tokenizer: Any) -> Any | None:
+    """The run's engine on its model, or None when nothing provides one."""
+    table = context.table("engine", "native")
+    try:
+        return context.build("engine", table, model=model, tokenizer=tokenizer)
+    except MissingError:
+        return None
+
+
+def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not metrics:
+        return {}
+    last = metrics[-1]
+    validated = [row for row in metrics if "val_loss" in row]
+    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in metrics)
+    tokens = sum(row["tokens"] for row in metrics)
+    figures: dict[str, Any] = {"steps": last["step"], "training loss": f"{last['loss']:.4f}"}
+    if validated:
+        best = min(validated, key=lambda row: row["val_loss"])
+        figures["validation loss"] = (
+            f"{validated[-1]['val_loss']:.4f} (best {best['val_loss']:.4f}, step {best['step']})"
+        )
+        for key, value in validated[-1].items():
+            if key.startswith("val_accuracy"):
+                figures[key.replace("val_accuracy", "validation token accuracy").replace("/", ", ")] = f"{value:.1%}"
+    figures |= {
+        "tokens": f"{tokens:,} ({sum(row['target_tokens'] for row in metrics):,} targets)",
+        "samples": f"{sum(row['samples'] for row in metrics):,}",
+        "pictures": f"{sum(row['images'] for row in metrics):,}",
+        "left out": f"{sum(row['skipped'] for row in metrics)} too long, {sum(row['cropped'] for row in metrics)} cropped, "
+        f"{last['bad_samples']} unusable",
+        "training time": f"{clock(seconds)} ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
+        "data hash": f"`{last['data_hash'][:16]}`",
+    }
+    return figures
+
+
+def _provenance(context: RunContext) -> dict[str, str]:
+    from .rundir import resolved_of
+
+    argv = resolved_of(context.run_dir, {}).get("argv") or ["called from Python, without a command"]
+    return {
+        "command": f"`{' '.join(argv)}`",
+        "hardware": _hardware(context),
+        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
+        "commit": _commit(),
+    }
+
+
+def _hardware(context: RunContext) -> str:
+    device = context.dist.device
+    if device.type == "cuda":
+        return f"{context.dist.world} × {torch.cuda.get_device_name(device)}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    return f"{device.type}: {name}, {cores} cores, {context.dist.world} × {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """The checkout's commit, marked when it had changes; an installed package has none."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return "unknown (installed package)"
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown (git did not answer)"
+    return found.stdout.strip() if found.returncode == 0 else "unknown (a checkout without commits)"
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())])
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Training and validation loss over steps. The object interface: no global state, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([row["step"] for row in metrics], [row["loss"] for row in metrics], label="training", linewidth=1)
+    validated = [row for row in metrics if "val_loss" in row]
+    axes.plot([row["step"] for row in validated], [row["val_loss"] for row in validated], "o-", label="validation")
+    axes.set(xlabel="step", ylabel="loss per target token (nats)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _answered(samples: Sequence[Conversation], engine: Any, run_dir: Path) -> str:
+    """Each sample's last question with its picture, the true answer and the model's."""
+    blocks = []
+    prompts = [Conversation(_before_answer(sample), id=sample.id) for sample in samples]
+    for number, (sample, prompt, completion) in enumerate(
+        zip(samples, prompts, engine.generate(prompts, ANSWER), strict=True)
+    ):
+        lines = []
+        for index, image in enumerate(prompt.images):
+            name = f"samples/{number}_{index}.png"
+            (run_dir / "samples").mkdir(exist_ok=True)
+            picture = decode(image)
+            picture.thumbnail((256, 256))
+            picture.save(run_dir / name)
+            lines.append(f"![{sample.id}]({name})")
+        answer = sample.messages[len(prompt.messages)].text
+        lines += [
+            _table({"question": prompt.messages[-1].text, "answer": answer, "model": completion.text, "id": sample.id})
+        ]
+        blocks.append("\n\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def _before_answer(sample: Conversation) -> tuple[Message, ...]:
+    last = max(index for index, message in enumerate(sample.messages) if message.role == "assistant")
+    return sample.messages[:last]

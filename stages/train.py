@@ -1,0 +1,261 @@
+"""A supervised training run from start to end: what `pretrain`, `align` and `sft` share.
+
+Open the starting point, freeze by the table, build the data, train, prove that frozen parts did not move, export.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from components.trackers.jsonl import JsonlTracker, rewind
+from components.weights import save_model
+from ghostvis_plugins.errors import ConfigError, GhostVisError
+from ghostvis_plugins.types import Conversation
+
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .config import TrainConfig
+from .context import RunContext
+from .data import Collator, Stream
+from .features import FeatureCache
+from .ledger import Ledger
+from .loop import Loop, identity
+from .optim import Row, apply_table, format_table, frozen_hash, parameter_groups, set_modes
+from .order import MixtureState, Order
+from .progress import Progress
+from .report import find_engine, write_report
+from .rundir import claim, resolved_of, set_latest
+from .start import Start, open_start
+from .validation import Validation
+
+VALIDATION_SEED = 0  # of every run, so that runs are compared on the same samples
+PROBE_SAMPLES = 512
+
+
+def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
+    """Run a supervised stage; returns the model directory.
+
+    Raises GhostVisError for everything that a person can do wrong, and when a frozen tensor changed.
+    """
+    dist = context.dist
+    if dist.is_main:
+        claim(context.run_dir, context.resume)
+    start = open_start(context, vision=vision)
+    rows = apply_table(start.model, config.train)
+    if dist.is_main:
+        print(format_table(rows), file=sys.stderr, flush=True)
+    start.model.to(dist.device)
+    set_modes(start.model)
+    frozen = frozen_hash(start.model)
+
+    resumed = _find_checkpoint(context)
+    loop = _prepare(context, config, start, resumed)
+    try:
+        loop.run()
+    finally:
+        loop.progress.close()
+        for tracker in loop.trackers:
+            tracker.finish()
+    if config.export == "best" and loop.best is not None and loop.best["step"] != loop.step:
+        checkpoint.at_step(loop.checkpoints, int(loop.best["step"])).load_model(start.model)
+    set_modes(start.model)
+    if frozen_hash(start.model) != frozen:
+        raise GhostVisError("a frozen tensor changed during training; nothing is exported", hint="this is a defect")
+    if dist.is_main:
+        _export(context, config, start, rows, loop)
+    dist.barrier()
+    return context.run_dir / "model"
+
+
+def _find_checkpoint(context: RunContext) -> Checkpoint | None:
+    """The checkpoint to resume from: verified by the main rank, the same for all."""
+    if not context.resume:
+        return None
+    found = None
+    root = context.run_dir / "checkpoints"
+    if context.dist.is_main:
+        found = checkpoint.latest(root, _warn)
+        if found is None:
+            _warn(f"{root} holds no usable checkpoint; the run starts from its beginning")
+    return context.dist.gather(found)[0]  # type: ignore[no-any-return]
+
+
+def _warn(text: str) -> None:
+    print(f"ghostvis: warning: {text}", file=sys.stderr, flush=True)
+
+
+def _prepare(context: RunContext, config: TrainConfig, start: Start, resumed: Checkpoint | None) -> Loop:
+    """Data, optimizer, trackers and the loop over them, as new or as the checkpoint left them."""
+    dist, model = context.dist, start.model
+    state = resumed.state() if resumed else {}
+    if resumed:
+        _check_identity(state["identity"], identity(context, config), resumed)
+    limit = min(config.micro_tokens, model.backbone.max_positions)
+    stream = Stream(
+        _training_data(context),
+        start.tokenizer,
+        model.tokens_per_image,
+        seed=context.seed,
+        limit=limit,
+        too_long=config.too_long,
+        word_dropout=config.word_dropout,
+        state=MixtureState.from_json(state["stream"]) if resumed else None,
+        data_hash=state.get("data_hash", ""),
+    )
+    groups = parameter_groups(model, config.train)
+    optimizer = context.build("optimizer", context.table("optimizer", "adamw"), groups=groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    ledger = Ledger(
+        context.run_dir / "bad_samples.jsonl" if dist.is_main else None, config.max_bad_fraction, stream.size
+    )
+    if resumed:
+        resumed.load_model(model)
+        resumed.load_optimizer(optimizer, order)
+        if dist.is_main:
+            ledger.load()
+    done = resumed.step if resumed else 0
+    if dist.is_main:
+        rewind(context.run_dir, done)
+    steps = config.steps or _steps_of_epochs(context, config, start, limit)
+    validation = _validation(context, config, start, limit)
+    return Loop(
+        context=context,
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        optimizer_names=order,
+        stream=stream,
+        collator=Collator(model.encoder, _feature_cache(context, config, start)),
+        validation=validation,
+        ledger=ledger,
+        trackers=_trackers(context),
+        progress=Progress(context.values["stage"]["name"], done, steps, talks=dist.is_main, every=config.log_seconds),
+        steps=steps,
+        step=done,
+        best=state.get("best"),
+    )
+
+
+def _check_identity(saved: dict[str, Any], own: dict[str, Any], resumed: Checkpoint) -> None:
+    for key, value in own.items():
+        if saved.get(key) != value:
+            raise ConfigError(
+                f"cannot resume {resumed.folder}: {key} was {saved.get(key)!r}, and now is {value!r}",
+                hint="resume with the run's own settings, or start a new run with --name",
+            )
+
+
+def _training_data(context: RunContext) -> dict[str, tuple[Any, float]]:
+    datasets = context.datasets("train")
+    if not datasets:
+        raise ConfigError("no data set is chosen", hint="choose one with --dataset NAME")
+    return datasets
+
+
+def _steps_of_epochs(context: RunContext, config: TrainConfig, start: Start, limit: int) -> int:
+    """Steps that draw ``epochs`` times as many samples as there are, by the size of the first steps."""
+    probe = Stream(
+        context.datasets("train"),
+        start.tokenizer,
+        start.model.tokens_per_image,
+        seed=context.seed,
+        limit=limit,
+        too_long=config.too_long,
+    )
+    drawn = taken = 0
+    while drawn < PROBE_SAMPLES:
+        drawn += len(probe.next_step(config.batch_tokens).samples)
+        taken += 1
+    return max(1, math.ceil((config.epochs or 1) * probe.size * taken / drawn))
+
+
+def _validation(context: RunContext, config: TrainConfig, start: Start, limit: int) -> Validation | None:
+    if not config.eval_samples:
+        return None
+    datasets = {name: pair for name, pair in context.datasets("validation").items() if len(pair[0])}
+    if not datasets:
+        if context.dist.is_main:
+            _warn("no data set has a validation split; the run is not validated")
+        return None
+    stream = Stream(
+        datasets,
+        start.tokenizer,
+        start.model.tokens_per_image,
+        seed=VALIDATION_SEED,
+        limit=limit,
+        too_long=config.too_long,
+    )
+    plan = stream.first(config.eval_samples)
+    return Validation(plan, config.micro_tokens, context.dist) if plan.samples else None
+
+
+def _feature_cache(context: RunContext, config: TrainConfig, start: Start) -> FeatureCache | None:
+    if config.features == "none" or start.model.encoder is None:
+        return None
+    return FeatureCache(
+        start.model.encoder,
+        start.components["encoder"] or {},
+        on_disk=config.features == "disk",
+        memory_bytes=config.feature_memory_mb * 2**20,
+        encode_batch=config.encode_batch,
+        device=context.dist.device,
+    )
+
+
+def _trackers(context: RunContext) -> list[Any]:
+    """``metrics.jsonl`` always; the chosen tracker as well when it is another one."""
+    if not context.dist.is_main:
+        return []
+    chosen = context.table("tracker", "jsonl")
+    trackers: list[Any] = [JsonlTracker(context.run_dir)]
+    if chosen["name"] != "jsonl":
+        trackers.append(context.build("tracker", chosen, run_dir=context.run_dir))
+    return trackers
+
+
+def _export(context: RunContext, config: TrainConfig, start: Start, rows: Sequence[Row], loop: Loop) -> None:
+    """Model directory, report and ``latest``, in this order: the pointer moves when all is there."""
+    folder = context.run_dir / "model"
+    start.model.eval()
+    config_json = {"components": start.components, "eval": config.eval or _eval_tasks(context, start)}
+    save_model(folder, start.model, start.tokenizer, config_json, resolved_of(context.run_dir, context.values))
+    samples = _samples_to_show(context, config.show_samples)
+    engine = find_engine(context, start.model, start.tokenizer) if samples else None
+    exported = int(loop.best["step"]) if config.export == "best" and loop.best else loop.step
+    facts = {
+        "model": f"{sum(p.numel() for p in start.model.parameters()):,} parameters, "
+        f"{start.tokenizer.vocab_size} token ids",
+        "from": context.values["from"],
+        "exported": f"step {exported}",
+        "processes": context.dist.world,
+    }
+    write_report(context, rows, facts, samples, engine)
+    set_latest(context.run_dir, folder)
+
+
+def _eval_tasks(context: RunContext, start: Start) -> list[str]:
+    """Tasks named like a data set of the mixture, largest weight first, then those of the model it began from."""
+    tasks = set(context.registry.names("task"))
+    mixture = context.values.get("dataset") or {}
+    own = sorted((name for name in mixture if name in tasks), key=lambda name: -float(mixture[name].get("weight", 1)))
+    return list(dict.fromkeys([*own, *start.eval_tasks]))
+
+
+def _samples_to_show(context: RunContext, count: int) -> list[Conversation]:
+    """Held-out conversations for the report: data sets in turn, each in the order of validation."""
+    if count == 0:
+        return []
+    datasets = {name: dataset for name, (dataset, _) in context.datasets("validation").items() if len(dataset)}
+    shown: list[Conversation] = []
+    for position in range(count):
+        for name, dataset in datasets.items():
+            if len(shown) < count and position < len(dataset):
+                sample = dataset[Order(VALIDATION_SEED, name, len(dataset))(position)]
+                if isinstance(sample, Conversation) and any(m.role == "assistant" for m in sample.messages):
+                    shown.append(sample)
+    return shown
