@@ -4,12 +4,13 @@
 VENV   ?= .venv
 PYTHON ?= python3
 PRESET ?= cpu
+ARGS   ?=
 BIN     = $(VENV)/bin
 
 .PHONY: speedrun test check clean
 
 speedrun: $(VENV)/.installed
-	$(BIN)/ghostvis speedrun --preset $(PRESET)
+	$(BIN)/ghostvis speedrun --preset $(PRESET) $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

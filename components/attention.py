@@ -162,25 +162,33 @@ class KVCache:
 
 
 @dataclass(frozen=True, slots=True)
+class _LookBack:
+    """Queries in a rectangle ``[rows, longest]``, and the cache slots each of them sees.
+
+    ``source`` ``[rows, longest]`` names the token at each place, ``inverse`` ``[T]`` the place of each token,
+    ``mask`` ``[rows, 1, longest, used]`` is 0 where a query sees a slot and −∞ elsewhere.
+    """
+
+    source: Tensor
+    inverse: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class CachedLayout:
     """Where the new tokens of a call go in the cache, and what they see of it; built once per forward pass.
 
-    ``row`` and ``slot`` ``[T]`` address the cache; ``used`` is the longest row afterwards. ``fresh`` is the
-    layout of a first call on an empty cache, which needs no look back. Otherwise queries stand in a rectangle
-    ``[rows, longest]`` (``packed``), and ``mask`` ``[rows, 1, longest, used]`` lets each see the slots up to its own.
+    ``row`` and ``slot`` ``[T]`` address the cache; ``used`` is the longest row afterwards. On an empty cache the
+    new tokens see each other alone, as in any pack; otherwise they look back.
     """
 
     row: Tensor
     slot: Tensor
     used: int
-    new: Tensor
-    fresh: PackedLayout | None
-    source: Tensor
-    inverse: Tensor
-    mask: Tensor
+    sees: PackedLayout | _LookBack
 
     @classmethod
-    def build(cls, cu_seqlens: Tensor, cache: KVCache, dtype: torch.dtype) -> CachedLayout:
+    def build(cls, cu_seqlens: Tensor, cache: KVCache) -> CachedLayout:
         """Raises ValueError when the documents are not the cache's rows or do not fit into it."""
         starts, new = cu_seqlens[:-1].long(), cu_seqlens.long().diff()
         if new.numel() != cache.rows:
@@ -188,39 +196,38 @@ class CachedLayout:
         used = int((cache.lengths + new).max())
         if used > cache.capacity:
             raise ValueError(f"{used} tokens in a cache row of {cache.capacity}")
-        device = cache.keys[0].device
+        keys = cache.keys[0]
         row = torch.repeat_interleave(torch.arange(cache.rows), new)
         offset = torch.arange(int(cu_seqlens[-1])) - starts[row]
         slot = cache.lengths[row] + offset
-        longest = int(new.max())
-        places = torch.arange(longest)
-        source = torch.where(places < new[:, None], starts[:, None] + places, 0)
-        # Padding queries see slot 0 at least, so that no softmax is over nothing.
-        seen = torch.arange(used) <= (cache.lengths[:, None] + places)[..., None]
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-        fresh = PackedLayout.build(cu_seqlens, device) if not cache.lengths.any() else None
-        return cls(
-            row=row.to(device),
-            slot=slot.to(device),
-            used=used,
-            new=new,
-            fresh=fresh,
-            source=source.to(device),
-            inverse=(row * longest + offset).to(device),
-            mask=mask[:, None].to(device),
-        )
+        sees: PackedLayout | _LookBack
+        if cache.lengths.any():
+            longest = int(new.max())
+            places = torch.arange(longest)
+            # Places without a token see what their slot would: a softmax over nothing gives NaN.
+            hidden = torch.arange(used) > (cache.lengths[:, None] + places)[..., None]
+            mask = torch.zeros(hidden.shape, dtype=keys.dtype).masked_fill_(hidden, float("-inf"))
+            sees = _LookBack(
+                source=torch.where(places < new[:, None], starts[:, None] + places, 0).to(keys.device),
+                inverse=(row * longest + offset).to(keys.device),
+                mask=mask[:, None].to(keys.device),
+            )
+        else:
+            sees = PackedLayout.build(cu_seqlens, keys.device)
+        return cls(row.to(keys.device), slot.to(keys.device), used, sees)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, layout: CachedLayout) -> Tensor:
     """Append ``k`` and ``v`` ``[T, Hkv, hd]`` to the cache and attend ``q`` ``[T, H, hd]`` to all each row holds.
 
-    The cache's ``lengths`` grow when every layer has been through: ``cache.lengths = cache.lengths + layout.new``.
+    The cache's ``lengths`` are left to the caller, who adds the new ones when every layer has been through.
     """
     keys, values = cache.keys[layer], cache.values[layer]
-    keys[layout.row, layout.slot] = k
-    values[layout.row, layout.slot] = v
-    if layout.fresh is not None:
-        return packed_attention(q, k, v, layout.fresh)
-    rectangle = q[layout.source]  # [rows, longest, H, hd]
-    out = _rectangle(rectangle, keys[:, : layout.used], values[:, : layout.used], layout.mask)
-    return out.flatten(0, 1)[layout.inverse]
+    keys[layout.row, layout.slot] = k.to(keys.dtype)
+    values[layout.row, layout.slot] = v.to(values.dtype)
+    sees = layout.sees
+    if isinstance(sees, PackedLayout):
+        return packed_attention(q, k, v, sees)
+    rectangle = q[sees.source].to(keys.dtype)  # [rows, longest, H, hd]; under autocast types differ
+    out = _rectangle(rectangle, keys[:, : layout.used], values[:, : layout.used], sees.mask)
+    return out.flatten(0, 1)[sees.inverse].to(q.dtype)

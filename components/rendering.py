@@ -34,6 +34,7 @@ class Rendered:
     image_spans: list[tuple[int, int]]  # (start, length) of each picture's placeholders, in reading order
     images: tuple[Image, ...]
     id: str
+    is_document: bool = False
     inputs: list[int] | None = None  # what the model reads where that is not ``ids``, which stay the targets
 
     @property
@@ -48,13 +49,15 @@ class Rendered:
         return replace(self, ids=self.ids[:length], loss_mask=self.loss_mask[:length])
 
     def drop_words(self, share: float, tokenizer: Tokenizer, generator: random.Random) -> Rendered:
-        """A ``share`` of the target tokens is read as random ones; control tokens are read as they are.
+        """A ``share`` of the answers' tokens is read as random ones, wherever another word of the answer follows.
 
-        Word dropout (Bowman et al. 2016): a decoder that cannot rely on its own last words learns to look.
+        Word dropout (Bowman et al. 2016): a decoder that cannot rely on its own last words learns to look. The last
+        word of an answer stays, and with it every answer of one word: nothing in the answer is guessed from it.
         """
         inputs = list(self.ids)
-        for place, target in enumerate(self.loss_mask):
-            if target and generator.random() < share and inputs[place] not in tokenizer.control_ids:
+        for place, follows in enumerate(self.loss_mask[1:]):
+            within = follows and self.loss_mask[place] and self.ids[place + 1] not in tokenizer.control_ids
+            if within and generator.random() < share and inputs[place] not in tokenizer.control_ids:
                 inputs[place] = generator.choice(tokenizer.plain_ids)
         return replace(self, inputs=inputs)
 
@@ -70,7 +73,7 @@ def render(sample: Sample, tokenizer: Tokenizer, tokens_per_image: int) -> Rende
     if isinstance(sample, Document):
         text = tokenizer.encode(sample.text)
         ids = [tokenizer.eos, *text, tokenizer.eos]
-        return Rendered(ids, [False] + [True] * (len(ids) - 1), [], (), sample.id)
+        return Rendered(ids, [False] + [True] * (len(ids) - 1), [], (), sample.id, is_document=True)
     return _Builder(tokenizer, tokens_per_image, sample.id).conversation(sample).finish()
 
 

@@ -67,13 +67,16 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A finished answer. ``first_token`` and ``seconds`` are wall-clock from the question on."""
+    """A finished answer. ``first_token`` and ``seconds`` are wall-clock from the question on.
+
+    ``tokens`` and ``finish_reason`` are what the engine's completion says, None where its stream returns none.
+    """
 
     text: str
-    tokens: int | None  # None where the engine does not say
+    tokens: int | None
     seconds: float
     first_token: float | None
-    finish_reason: Literal["stop", "length", "abort"]
+    finish_reason: Literal["stop", "length", "abort"] | None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -246,7 +249,7 @@ class ChatSession:
     def _finish(
         self, text: str, completion: Completion | None, started: float, first: float | None, *, stopped: bool
     ) -> Reply:
-        reason = completion.finish_reason if completion else ("abort" if stopped else "stop")
+        reason = completion.finish_reason if completion else ("abort" if stopped else None)
         tokens = len(completion.ids) if completion else None
         self.last = Reply(text, tokens, time.monotonic() - started, first, reason)
         self.turns.append(assistant(text))

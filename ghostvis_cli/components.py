@@ -77,7 +77,7 @@ def option_rows(model: Any, prefix: str = "") -> list[dict[str, Any]]:
         nested = next(
             (item for item in (field.annotation, *get_args(field.annotation)) if hasattr(item, "model_fields")), None
         )
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        default: Any = None if field.is_required() else field.get_default(call_default_factory=True)
         if hasattr(default, "model_dump"):
             default = default.model_dump(mode="json")
         rows.append(

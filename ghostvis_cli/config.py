@@ -23,7 +23,9 @@ def register(parent: typer.Typer) -> None:
     parent.add_typer(app, name="config", rich_help_panel="Configuration")
 
 
-@app.command(epilog=examples("ghostvis config show", "ghostvis config show --set encoder.name=none --json"))
+@app.command(
+    epilog=examples("ghostvis config show --recipe cpu/3-align", "ghostvis config show --set encoder=none --json")
+)
 def show(
     stage: o.Stage = None,
     recipe: o.Recipe = None,
@@ -57,7 +59,9 @@ def show(
 
 
 @app.command(
-    epilog=examples("ghostvis config explain seed --set seed=3", "ghostvis config explain encoder.name --json")
+    epilog=examples(
+        "ghostvis config explain stage --recipe cpu/3-align", "ghostvis config explain seed --set seed=3 --json"
+    )
 )
 def explain(
     key: Annotated[str, typer.Argument(help="Dotted key or table; default: every value that is set somewhere.")] = "",
@@ -89,7 +93,7 @@ def explain(
             print(f"    overrides {json_module.dumps(lower['value'])}   [from {lower['origin']}]")
 
 
-@app.command(epilog=examples("ghostvis recipes cp NAME mine.toml", "ghostvis config check mine.toml"))
+@app.command(epilog=examples("ghostvis config check cpu/3-align", "ghostvis config check tiny/4-sft --json"))
 def check(
     file: Annotated[str, typer.Argument(help="Recipe file or packaged recipe.", autocompletion=complete_recipe)],
     json: o.Json = False,
@@ -134,10 +138,12 @@ def _field(key: str, resolved: Any) -> dict[str, Any]:
         return {"type": type_name(field.annotation), "description": field.description or ""}
     if rest in ("", "name"):
         return {"type": "str", "description": f"The {kind}; see ghostvis components list --kind {kind}."}
-    name = resolved.values[kind].get("name") if kind != "dataset" else None
     if kind == "dataset":
         name, _, rest = rest.partition(".")
         if rest == "weight":
             return {"type": "float", "description": "Share of answer tokens in the mixture."}
+    else:
+        name = resolved.values[kind]["name"]
     rows = option_rows(registry().get(kind, name).load_config())
-    return next((row for row in rows if row["key"] == rest), {})
+    above = [row for row in rows if rest == row["key"] or rest.startswith(f"{row['key']}.")]
+    return max(above, key=lambda row: len(row["key"]), default={})

@@ -13,6 +13,7 @@ import typer
 
 from ghostvis_plugins.isolation import normalise
 
+from ._own import NAMES, ROOT
 from .options import Json
 from .output import emit_json, examples, short_path, table
 from .session import registry
@@ -41,7 +42,7 @@ def doctor(json: Json = False) -> None:
         print(f"{section.capitalize()}")
         table_rows = [(f"  {key}", "-" if value is None else value) for key, value in report[section].items()]
         for key, value in table_rows:
-            print(f"{key:20}{value}")
+            print(f"{key:25}{value}")
         print()
     rows = [(p["name"], p["dist"], p["version"] or "-", p["status"], p["error"]) for p in report["plugins"]]
     table(("plugin", "distribution", "version", "status", "error"), rows)
@@ -103,11 +104,20 @@ def folders() -> dict[str, str]:
     size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.is_dir() else 0
     user_file = user_config_dir() / "plugins.toml"
     return {
-        "cache": f"{short_path(cache)} ({size / 1e6:.0f} MB)",
-        "user plugins.toml": f"{short_path(user_file)}{'' if user_file.is_file() else ' (does not exist)'}",
-        "packaged plugins.toml": short_path(packaged_file()),
+        "cache": f"{_place(cache)} ({size / 1e6:.0f} MB)",
+        "user plugins.toml": f"{_place(user_file)}{'' if user_file.is_file() else ' (does not exist)'}",
+        "packaged plugins.toml": _place(packaged_file()),
         "runs": f"runs{'' if Path('runs').is_dir() else ' (does not exist)'}",
     }
+
+
+def _place(path: Path) -> str:
+    """A path without this machine's folders: relative, under ``~``, or by what it belongs to."""
+    short = short_path(path)
+    for base, name in ((ROOT, "<ghostvis>"), (Path(sys.prefix), "<environment>")):
+        if Path(short).is_absolute() and path.is_relative_to(base):
+            return f"{name}/{path.relative_to(base).as_posix()}".removesuffix("/.")
+    return short if not Path(short).is_absolute() else f"<elsewhere>/{path.name}"
 
 
 def duplicate_distributions() -> list[str]:
@@ -117,7 +127,7 @@ def duplicate_distributions() -> list[str]:
         name = dist.metadata["Name"]
         if name:
             places.setdefault(normalise(name), []).append(
-                f"{dist.version} in {short_path(Path(str(dist.locate_file(''))))}"
+                f"{dist.version} in {_place(Path(str(dist.locate_file(''))))}"
             )
     relevant = {normalise(info.dist) for info in registry().plugins} | set(PACKAGES)
     return [
@@ -129,8 +139,6 @@ def duplicate_distributions() -> list[str]:
 
 def shadowed_names() -> list[str]:
     """Other things that go by the names of our packages. Harmless to ``ghostvis``, confusing elsewhere."""
-    from ._own import NAMES, ROOT
-
     found = []
     for name in NAMES:
         for entry in dict.fromkeys([".", *sys.path]):
@@ -138,7 +146,7 @@ def shadowed_names() -> list[str]:
             if folder.resolve() == ROOT:
                 continue
             if (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file():
-                found.append(f"{short_path(folder.resolve())} has its own '{name}'; ghostvis uses its own all the same")
+                found.append(f"{_place(folder.resolve())} has its own '{name}'; ghostvis uses its own all the same")
     owners = metadata.packages_distributions()
     for name in NAMES:
         others = sorted({dist for dist in owners.get(name, []) if normalise(dist) != "ghostvis"})

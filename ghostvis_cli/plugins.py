@@ -87,7 +87,7 @@ def check(
     """
     from ghostvis_plugins.conformance import check_component
 
-    results = []
+    results: list[dict[str, Any]] = []
     specs, infos = _to_check(name)
     broken = [info for info in infos if info.status == "broken"]
     for spec in specs:

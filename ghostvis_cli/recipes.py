@@ -33,13 +33,13 @@ def list_(json: Json = False) -> None:
         table(("name", "summary"), [(row["name"], row["summary"]) for row in rows])
 
 
-@app.command(epilog=examples("ghostvis recipes list", "ghostvis recipes cat NAME"))
+@app.command(epilog=examples("ghostvis recipes cat cpu/3-align", "ghostvis recipes cat tiny/4-sft"))
 def cat(name: NameArgument) -> None:
     """Print a recipe."""
     print(_path(name).read_text(encoding="utf-8"), end="")
 
 
-@app.command(epilog=examples("ghostvis recipes cp NAME mine.toml", "ghostvis train --recipe mine.toml --dry-run"))
+@app.command(epilog=examples("ghostvis recipes cp cpu/3-align mine.toml", "ghostvis recipes cp cpu/4-sft . --force"))
 def cp(
     name: NameArgument,
     file: Annotated[Path, typer.Argument(help="Where to write it.")],

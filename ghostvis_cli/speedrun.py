@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from ghostvis_plugins.resolved import Resolved
 
 
+CONTROL_LIMIT = 2000
+"""Documents of each task that are asked with a wrong, a white or no picture."""
+
+
 def register(app: typer.Typer) -> None:
-    epilog = examples("ghostvis speedrun --preset cpu --dry-run", "ghostvis speedrun --preset tiny --name first")
+    epilog = examples("ghostvis speedrun --preset cpu --dry-run", "ghostvis speedrun --preset tiny --eval-limit 40")
     app.command(rich_help_panel="Models", epilog=epilog)(speedrun)
 
 
@@ -53,6 +57,9 @@ def speedrun(
     seed: o.Seed = None,
     device: o.Device = None,
     nproc: Annotated[str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N")] = "1",
+    eval_limit: Annotated[
+        int | None, typer.Option("--eval-limit", help="Documents per task in the evaluation; default: all.", metavar="N")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages; start nothing.")] = False,
     json: o.Json = False,
 ) -> None:
@@ -73,7 +80,7 @@ def speedrun(
         else:
             print("\n".join(f"{recipe}  →  runs/{_run_name(prefix, recipe)}" for recipe in known[preset]))
         return
-    result = _run(prefix, known[preset], {"seed": seed, "device": device}, nproc)
+    result = _run(prefix, known[preset], {"seed": seed, "device": device}, nproc, eval_limit)
     if json:
         emit_json(**result)
 
@@ -82,7 +89,9 @@ def _run_name(prefix: str, recipe: str) -> str:
     return f"{prefix}-{recipe.rpartition('/')[2]}"
 
 
-def _run(prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str) -> dict[str, Any]:
+def _run(
+    prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str, eval_limit: int | None
+) -> dict[str, Any]:
     from .launch import RUNS, count_processes
 
     processes = count_processes(nproc)
@@ -100,7 +109,7 @@ def _run(prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str) -> 
     out = RUNS / prefix
     note(f"\n== evaluation of {model}")
     results: dict[str, Any] = {}
-    seconds["evaluation"] = _timed(lambda: results.update(_evaluate(model, out)))
+    seconds["evaluation"] = _timed(lambda: results.update(_evaluate(model, out, eval_limit)))
     total = time.monotonic() - begin
     from stages.summary import write_summary
 
@@ -157,10 +166,10 @@ def _download(recipes: list[str], flags: dict[str, Any]) -> None:
         fetch(package)
 
 
-def _evaluate(model: Path, out: Path) -> dict[str, Any]:
+def _evaluate(model: Path, out: Path, limit: int | None) -> dict[str, Any]:
     import json
 
     from stages.eval import evaluate
 
     tasks = json.loads((model / "config.json").read_text(encoding="utf-8"))["eval"]
-    return evaluate(model, tasks, registry(), out)
+    return evaluate(model, tasks, registry(), out, limit=limit, control_limit=CONTROL_LIMIT)

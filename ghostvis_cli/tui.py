@@ -19,7 +19,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import LoadingIndicator, Markdown, Static, TextArea
 
-from ghostvis_plugins.errors import GhostVisError
+from ghostvis_plugins.errors import ConfigError, GhostVisError
 
 from .chat_commands import Command, commands, parse
 from .chat_complete import complete
@@ -28,7 +28,7 @@ from .chat_session import Answer, Attachment, ChatSession
 from .chat_session import Reply as Finished
 from .tui_widgets import Chips, Composer, Help, Note, Question, Reply, Suggestions
 
-HINTS = "F1 help  Ctrl+Q quit"
+HINTS = "F1 help  ^Q quit"
 HINTS_BUSY = "Esc stop"
 TALL = 32  # rows of a screen that has room for previews above the line to write on
 
@@ -60,6 +60,7 @@ class ChatApp(App[None]):
         self._loading = loading
         self._commands = commands if commands is not None else default_commands()
         self._thread: threading.Thread | None = None  # draws the answer that is on its way
+        self._answering = False  # from the question on, which is before the thread has begun
 
     def compose(self) -> ComposeResult:
         with Vertical(id="loading"):
@@ -124,7 +125,7 @@ class ChatApp(App[None]):
         session, composer = self.session, self.query_one(Composer)
         if session is None or not (line or session.pending):
             return
-        if session.busy and not line.startswith("/"):
+        if self._answering and not line.startswith("/"):
             self.notify("The answer is still on its way; Esc stops it.", severity="warning")
             return
         composer.write("")
@@ -133,7 +134,7 @@ class ChatApp(App[None]):
         await self._guarded(lambda: self._act(line))
 
     async def _act(self, line: str) -> None:
-        session = self._ready()
+        session = self._chat()
         command = parse(line, self._commands)
         if command is not None:
             await self._run(*command)
@@ -149,31 +150,31 @@ class ChatApp(App[None]):
         await self._ask(text)
 
     async def _run(self, command: Command, arguments: str) -> None:
-        session = self._ready()
+        session = self._chat()
         if command.name == "quit":
             self.exit()
         elif command.name == "help":
             self.action_help()
         elif command.name == "regen":
             await self._regenerate()
-        elif session.busy and command.name == "new":
+        elif self._answering and command.name == "new":
             self.notify("The answer is still on its way; Esc stops it.", severity="warning")
         elif command.run is not None:
             text = command.run(arguments, session)
             if command.name == "new":
                 await self.query_one("#transcript").remove_children()
-            if text:
+            if text and command.name != "image":  # the chips show those
                 await self._note(text)
         self._show_pending()
         self._show_figures()
 
     @on(Composer.Dropped)
     async def _dropped(self, event: Composer.Dropped) -> None:
-        await self._guarded(lambda: self._attach(event.paths))
+        await self._guarded(lambda: self._attach_dropped(event.paths))
 
-    async def _attach(self, paths: list[str]) -> None:
+    async def _attach_dropped(self, paths: list[str]) -> None:
         for path in paths:
-            self._ready().attach(path)
+            self._chat().attach(path)
         self._show_pending()
 
     @on(TextArea.Changed, "#composer")
@@ -204,7 +205,7 @@ class ChatApp(App[None]):
         self.push_screen(Help(self._commands))
 
     def action_stop(self) -> None:
-        if self.session is not None and self.session.busy:
+        if self.session is not None and self._answering:
             self.session.abort()
 
     async def action_regenerate(self) -> None:
@@ -218,26 +219,35 @@ class ChatApp(App[None]):
     # --- answers ----------------------------------------------------------------------------------------------------
 
     async def _ask(self, text: str) -> None:
-        session = self._ready()
+        session = self._chat()
         pictures = list(enumerate(session.pending, start=len(session.attachments) + 1))
         await self.query_one("#transcript").mount(Question(text, pictures, rows=8 if self.size.height < TALL else 12))
-        self._answer(session.ask(text))
+        self._answering = True
+        self._answer(session.ask(text), on_failure=lambda: self._give_back(text))
         self._show_pending(())
 
+    def _give_back(self, text: str) -> None:
+        """The question was not answered: let it be sent again."""
+        composer = self.query_one(Composer)
+        if not composer.text:
+            composer.write(text)
+
     async def _regenerate(self) -> None:
-        session = self._ready()
-        if session.busy:
+        session = self._chat()
+        if self._answering:
             self.notify("The answer is still on its way; Esc stops it.", severity="warning")
             return
-        answer = session.regenerate()
-        if session.turns and session.turns[-1].role == "assistant":
-            await self.query(Reply).last().remove()
-            if session.generation.temperature == 0:
-                self.notify("At temperature 0 the answer is always the same: /set temperature=0.7")
-        self._answer(answer)
+        if not session.turns:
+            raise ConfigError("there is no answer to draw again")
+        if session.generation.temperature == 0:
+            self.notify("At temperature 0 the answer is always the same: /set temperature=0.7")
+        old = self.query(Reply).last()
+        old.display = False
+        self._answering = True
+        self._answer(session.regenerate(), on_failure=lambda: setattr(old, "display", True))
 
     @work(exclusive=True, group="answer")
-    async def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Answer, *, on_failure: Callable[[], None]) -> None:
         """Show an answer while a thread draws it."""
         view = Reply()
         await self.query_one("#transcript").mount(view)
@@ -259,12 +269,14 @@ class ChatApp(App[None]):
         while isinstance(item := await pieces.get(), str):
             await stream.write(item)
         await stream.stop()
+        self._answering = False
         self._busy(False)
         if isinstance(item, BaseException):
             await view.remove()
+            on_failure()
             await self._report(item)
             self._show_pending()
-        elif item.finish_reason != "stop":
+        elif item.finish_reason in ("abort", "length"):
             text = "stopped" if item.finish_reason == "abort" else "cut at max_new_tokens; /set max_new_tokens=N"
             await self._note(text)
         elif not item.text.strip():
@@ -284,10 +296,10 @@ class ChatApp(App[None]):
         self._show_figures(busy=busy)
 
     def _show_figures(self, *, busy: bool = False) -> None:
-        self.query_one("#figures", Static).update("answering..." if busy else figures(self._ready()))
+        self.query_one("#figures", Static).update("answering..." if busy else figures(self._chat()))
 
     def _show_pending(self, pending: tuple[Attachment, ...] | None = None) -> None:
-        shown = self._ready().pending if pending is None else pending
+        shown = self._chat().pending if pending is None else pending
         self.query_one(Chips).show(shown, rows=6 if self.size.height >= TALL else 0)
 
     async def _note(self, text: str, *, error: bool = False) -> None:
@@ -308,7 +320,7 @@ class ChatApp(App[None]):
             self.failure = error
             self.exit()
 
-    def _ready(self) -> ChatSession:
+    def _chat(self) -> ChatSession:
         assert self.session is not None, "nothing can be asked for before the model is loaded"
         return self.session
 
@@ -328,7 +340,7 @@ def figures(session: ChatSession) -> str:
     if last is not None and last.tokens_per_second is not None:
         parts.append(f"{last.tokens_per_second:.0f} tok/s")
     if last is not None and last.first_token is not None:
-        parts.append(f"first token {last.first_token:.2f} s")
+        parts.append(f"first {last.first_token:.2f} s")
     if used is not None:
         parts.append(f"context {used}/{session.model.context}" if session.model.context else f"context {used}")
     return " · ".join(parts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.events import Key, Paste
@@ -80,8 +82,7 @@ class Composer(TextArea):
     async def _on_key(self, event: Key) -> None:
         action = self._action_of(event.key)
         if action is None:
-            await super()._on_key(event)
-            return
+            return  # Textual goes on to TextArea's own handler by itself
         event.stop()
         event.prevent_default()
         if action == "send":
@@ -144,9 +145,7 @@ class Suggestions(OptionList):
         width = max((len(suggestion.label) for suggestion in found), default=0)
         for suggestion in found:
             label = suggestion.label.ljust(width)
-            # A list of styled pieces, not markup: a file may be called "[red].png".
-            from rich.text import Text
-
+            # Styled pieces, not markup: a file may be called "[red].png".
             self.add_option(Option(Text.assemble(label, ("  " + suggestion.note, "dim"))))
         self.highlighted = 0 if found else None
         self.display = bool(found)
@@ -210,7 +209,7 @@ class Note(Static):
 class Help(ModalScreen[None]):
     """Keys and commands."""
 
-    BINDINGS = [("escape,f1,q,enter", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[Any]] = [("escape,f1,q,enter", "dismiss", "Close")]
 
     def __init__(self, commands: Mapping[str, Command]) -> None:
         super().__init__()

@@ -58,12 +58,12 @@ class Run(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", populate_by_name=True)
 
     stage: Choice | None = None
-    name: str | None = Field(None, description="Name of the run: its folder under runs/.")
-    from_: str | None = Field(None, alias="from", description="Model directory to start from.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of initialisation, data order and sampling.")
-    device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of activations.")
-    threads: int = Field(0, ge=0, description="CPU threads per process; 0 lets torch decide.")
+    name: str | None = Field(default=None, description="Name of the run: its folder under runs/.")
+    from_: str | None = Field(default=None, alias="from", description="Model directory to start from.")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of initialisation, data order and sampling.")
+    device: str = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Type of activations.")
+    threads: int = Field(default=0, ge=0, description="CPU threads per process; 0 lets torch decide.")
     encoder: Choice | None = None
     resampler: Choice | None = None
     projector: Choice | None = None
@@ -71,7 +71,7 @@ class Run(BaseSettings):
     optimizer: Choice | None = None
     engine: Choice | None = None
     tracker: Choice | None = None
-    dataset: dict[str, dict[str, Any]] = Field({}, description="The mixture: one table per data set.")
+    dataset: dict[str, dict[str, Any]] = Field(default={}, description="The mixture: one table per data set.")
 
     @field_validator("name")
     @classmethod
@@ -91,7 +91,7 @@ class Run(BaseSettings):
 class Weight(BaseModel):
     """What is ours in the table of a data set."""
 
-    weight: float = Field(1.0, ge=0, description="Share of answer tokens; 0 leaves the data set out.")
+    weight: float = Field(default=1.0, ge=0, description="Share of answer tokens; 0 leaves the data set out.")
 
 
 class LayerSource(PydanticBaseSettingsSource):
@@ -154,6 +154,7 @@ def resolve_components(resolved: Resolved, registry: Registry, kinds: Iterable[K
     MissingError (unknown name), UnavailableError (its dependencies are not installed).
     """
     wanted = {str(kind) for kind in kinds}
+    _check_names(resolved, registry, wanted)
     for kind in (*CHOICES, "dataset"):
         if kind in wanted:
             _complete(resolved, registry, kind)
@@ -163,14 +164,24 @@ def resolve_components(resolved: Resolved, registry: Registry, kinds: Iterable[K
     return resolved
 
 
+def _check_names(resolved: Resolved, registry: Registry, kinds: set[str]) -> None:
+    """Every name before any option: a misspelt component is the more likely mistake."""
+    for kind in CHOICES:
+        table = resolved.values.get(kind)
+        if kind in kinds and table is not None:
+            _get(resolved, registry, kind, table["name"])
+    for name in (resolved.values.get("dataset") or {}) if "dataset" in kinds else ():
+        _get(resolved, registry, "dataset", name)
+
+
 def _complete(resolved: Resolved, registry: Registry, kind: str) -> None:
     table = resolved.values.get(kind)
     if kind == "stage" and table is None:
         raise ConfigError(f"no stage is chosen; use --stage with one of: {', '.join(registry.names(kind))}")
     if kind == "dataset":
-        for name, options in (table or {}).items():
+        for name, options in dict(table or {}).items():
             values = _validated(resolved, registry, kind, name, options)
-            table[name] = {"weight": options["weight"], **values}
+            resolved.values[kind][name] = {"weight": options["weight"], **values}
     elif table is not None:
         resolved.values[kind] = {"name": table["name"], **_validated(resolved, registry, kind, table["name"], table)}
 
@@ -179,7 +190,6 @@ def _validated(
     resolved: Resolved, registry: Registry, kind: str, name: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The component's options with its defaults filled in, as JSON values; notes origins and the provider."""
-    _get(resolved, registry, kind, name)
     config = registry.make_config(kind, name, options, resolved.origins)
     values = config.model_dump(mode="json")
     prefix = f"{kind}.{name}." if kind == "dataset" else f"{kind}."
@@ -286,7 +296,7 @@ def _merge(layers: list[Layer]) -> Run:
 
     class Merged(Run):
         @classmethod
-        def settings_customise_sources(
+        def settings_customise_sources(  # type: ignore[override]
             cls, settings_cls: type[BaseSettings], **_: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return tuple(LayerSource(settings_cls, layer.data) for layer in layers)

@@ -1,7 +1,8 @@
 """Does a component keep the contract of its kind? The same checks for built-ins and third parties.
 
-Checks run on tiny inputs on the CPU and on the meta device, with the component's default options (or the ones
-given). Nothing is downloaded: packages and hubs are told to stay offline, a component with a ``weights`` option
+Checks run on tiny inputs on the CPU and on the meta device, with the component's default options. Where those do not
+make a component, or a large one, its config gives an example: ``ConfigDict(json_schema_extra={"examples": [{…}]})``.
+Nothing is downloaded: packages and hubs are told to stay offline, a component with a ``weights`` option
 is checked with ``"random"``, and what cannot be checked without the network is named in ``skipped``.
 
 ``ghostvis plugins check`` and :func:`ghostvis_plugins.testing.assert_component_ok` both end here. Torch is imported
@@ -69,8 +70,8 @@ def check_component(
 ) -> list[Problem]:
     """Every broken promise of a component; an empty list means that it conforms.
 
-    ``options`` are needed where the config has required options. Reasons why something was not checked are
-    appended to ``skipped``.
+    ``options`` take the place of the config's first example. Reasons why something was not checked are appended to
+    ``skipped``.
     """
     report = Report()
     with offline():
@@ -123,7 +124,9 @@ def _check_config(
     spec: ComponentSpec[Any, Any], model: Any, options: dict[str, Any], report: Report
 ) -> BaseModel | None:
     """The config model's promises; returns a config to build with, or None when there is none."""
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
+
+    from .explain import describe
 
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         report.problems.append(Problem("config", f"{model!r} is not a pydantic model"))
@@ -133,19 +136,35 @@ def _check_config(
         report.problems.append(Problem("config-extra", message))
     for name in ("name", *(["weight"] if spec.kind == Kind.dataset else [])):
         report.expect(name not in model.model_fields, "config-reserved", f"the option '{name}' is reserved")
-    _check_imports(model, report)
+    _check_imports(spec, report)
 
+    options = options or _example(model)
     required = [name for name, info in model.model_fields.items() if info.is_required() and name not in options]
     if required:
-        report.skipped.append(f"behaviour: the options {', '.join(required)} have no default; pass options=")
+        missing = ", ".join(required)
+        report.skipped.append(f"behaviour: {missing} has no default, and the config has no example")
         return None
     values = {**_offline_options(model, options), **options}
-    with report.step("config-defaults"):
-        config = model.model_validate(values)
+    try:
+        config: BaseModel = model.model_validate(values)
+    except ValidationError as error:
+        report.problems += [Problem("config-defaults", line) for line in describe(error, values, model)]
+        return None
+    except Exception as error:
+        report.problems.append(Problem("config-defaults", one_line(error)))
+        return None
+    with report.step("config-json"):
         again = model.model_validate(json.loads(json.dumps(config.model_dump(mode="json"))))
         report.expect(again == config, "config-json", "the config is another one after a round trip through JSON")
-        return config
-    return None
+    return config
+
+
+def _example(model: type[BaseModel]) -> dict[str, Any]:
+    """The first example in the model's JSON schema."""
+    extra = model.model_config.get("json_schema_extra")
+    examples = extra.get("examples") if isinstance(extra, dict) else None
+    first = examples[0] if isinstance(examples, list) and examples else None
+    return dict(first) if isinstance(first, dict) else {}
 
 
 def _offline_options(model: type[BaseModel], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,17 +197,18 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
-def _check_imports(model: Any, report: Report) -> None:
-    """The config's module must be importable without torch: it is imported before a run is launched."""
-    module = model.__module__
-    loaded = sys.modules.get(module)
-    path = getattr(loaded, "__file__", None) or ""
-    if module == "__main__" or (
-        "." not in module and os.path.dirname(path) not in [os.path.abspath(p) for p in sys.path]
-    ):
-        report.skipped.append(f"config-imports: '{module}' cannot be imported by another process")
+def _check_imports(spec: ComponentSpec[Any, Any], report: Report) -> None:
+    """The config's module must be importable without torch: it is imported before a run is launched.
+
+    A config that is given as a class is imported with its plugin; the plugin's own listing shows what that costs.
+    """
+    if not isinstance(spec.config, str):
         return
-    heavy = _heavy_imports(module, (str(ROOT), *sys.path))
+    module = spec.config.partition(":")[0]
+    path = [str(ROOT), *sys.path]
+    if "." not in module:  # a one-off file lies in no folder of the search path
+        path.append(os.path.dirname(getattr(sys.modules.get(module), "__file__", None) or ""))
+    heavy = _heavy_imports(module, tuple(path))
     if isinstance(heavy, str):
         report.problems.append(Problem("config-imports", f"'{module}' cannot be imported on its own: {heavy}"))
     elif heavy:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -106,7 +107,7 @@ def discover(settings: PluginSettings) -> Iterator[Candidate]:
     for text in settings.files:
         path = Path(text)
         info = PluginInfo(name=path.stem, dist=path.name, target=text, version=_file_version(path))
-        yield Candidate(info, lambda path=path: _load_file(path))
+        yield Candidate(info, partial(_load_file, path))
 
 
 def is_disabled(info: PluginInfo, settings: PluginSettings) -> str:

@@ -214,7 +214,12 @@ def _choice(kind: str, value: Any, layer: Layer) -> dict[str, Any]:
         raise ConfigError(
             f"{kind} = {show(value)}: must be a name, or a table with a name   [from {layer.origin_of(kind)}]"
         )
-    return {**value, "name": value["name"] or NONE} if "name" in value else value
+    if "name" not in value:
+        return value
+    if not isinstance(value["name"], str | None):
+        where = layer.origin_of(f"{kind}.name")
+        raise ConfigError(f"{kind}.name = {show(value['name'])}: must be a name   [from {where}]")
+    return {**value, "name": value["name"] or NONE}
 
 
 def _mixture(value: Any, layer: Layer) -> tuple[dict[str, Any], tuple[str, ...] | None]:

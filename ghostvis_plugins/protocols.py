@@ -15,7 +15,7 @@ backbone       ``vocab_size: int``
 dataset        ``split: "train" | "validation" | "test"``
 task           nothing more
 engine         ``model: VLM, tokenizer: Tokenizer``
-optimizer      ``groups: list[dict]`` (torch parameter groups with ``lr``)
+optimizer      ``groups: list[dict]`` (torch parameter groups, with ``lr`` and ``names``)
 tracker        ``run_dir: Path``
 stage          nothing more; the stage is then called with its context
 rl, reward     nothing more

@@ -1,4 +1,4 @@
-"""Which plugins to load and what is chosen when nobody says: ``plugins.toml`` and four environment variables.
+"""Which plugins to load and what is chosen when nobody says: ``plugins.toml`` and a few environment variables.
 
 Three files are read, the nearest wins: ``./plugins.toml`` (the project), ``plugins.toml`` in the user's
 configuration folder, and the packaged one. This runs before ``ghostvis --help`` can be printed, so it uses
@@ -18,7 +18,8 @@ configuration folder, and the packaged one. This runs before ``ghostvis --help``
 
 Lists of one file replace those of a farther file, except ``disabled`` and ``files``, which add up. The
 environment comes on top: ``GHOSTVIS_PLUGINS`` (allow-list, empty for built-ins only), ``GHOSTVIS_DISABLE_PLUGINS``
-(both comma-separated) and ``GHOSTVIS_PLUGIN_FILES`` (separated like ``PATH``). The flags ``--no-plugins`` and
+(both comma-separated), ``GHOSTVIS_PLUGIN_FILES`` (separated like ``PATH``) and ``GHOSTVIS_STRICT_PLUGINS=1``, which
+raises what a plugin raises. The flags ``--no-plugins`` and
 ``--plugin`` set these variables, so that every worker process loads what its parent loaded.
 """
 

@@ -26,7 +26,7 @@ class TokenizerConfig(BaseModel):
 class TrainConfig(BaseModel):
     """What every training stage can be told."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"steps": 100}]})
     kinds: ClassVar[tuple[str, ...]] = VISION_KINDS
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps. Give this or epochs.")
@@ -44,8 +44,8 @@ class TrainConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Share of answer tokens that are read as random ones, so that the next word must come from the "
-        "picture and the question and not from the words before it (Bowman et al. 2016).",
+        description="Share of an answer's tokens, but its last, that are read as random ones, so that the next word "
+        "must come from the picture and the question and not from the words before it (Bowman et al. 2016).",
     )
     train: dict[str, float] = Field(
         default_factory=dict,

@@ -20,11 +20,14 @@ from components.images import decode
 from components.rendering import Rendered, render
 from components.tokenizers import Tokenizer
 from ghostvis_plugins.errors import ConfigError, DataError
-from ghostvis_plugins.types import Conversation, Document, Image
+from ghostvis_plugins.types import Image
 
 from .features import FeatureCache
 from .ledger import BadSample
 from .order import Mixture, MixtureState, Order
+
+
+RENDERED_BYTES = 256 * 2**20  # most memory for rendered samples that are kept for the next epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Stream:
         self.word_dropout = word_dropout
         self.data_hash = data_hash
         self._fruitless = dict.fromkeys(self.datasets, 0)
+        self._known: dict[tuple[str, int], Rendered] = {}  # samples do not change: the next epoch finds them here
+        self._room = RENDERED_BYTES
 
     @property
     def size(self) -> int:
@@ -125,21 +130,14 @@ class Stream:
         position = self.mixture.advance(source)
         index = self.orders[source](position)
         name = f"{source}[{index}]"
-        rendered = None
-        try:
-            sample = self.datasets[source][index]
-            name = sample.id or name
-            rendered = render(replace(sample, id=name), self.tokenizer, self.tokens_per_image)
-            if rendered.targets == 0:
-                raise DataError("nothing to learn from: no assistant message")
-        except DataError as error:
-            rendered = None
-            plan.bad.append(BadSample(source, name, error.message))
-        if rendered is not None and len(rendered.ids) > self.limit:
-            rendered = self._shorten(rendered, isinstance(sample, Document), plan)
+        rendered = self._known.get((source, index)) or self._render(source, index, name, plan)
+        if rendered is not None:
+            name = rendered.id
+            if len(rendered.ids) > self.limit:
+                rendered = self._shorten(rendered, plan)
         chain.update(f"{source}\t{index}\t{name}\t{rendered is not None}\n".encode())
         self._fruitless[source] = 0 if rendered is not None else self._fruitless[source] + 1
-        if self._fruitless[source] >= len(self.datasets[source]):
+        if self._fruitless[source] >= 2 * len(self.datasets[source]):  # not bad luck at the turn of an epoch
             raise DataError(
                 f"no sample of the data set '{source}' can be used: {plan.skipped} too long, {len(plan.bad)} bad",
                 hint=plan.bad[-1].reason if plan.bad else "raise stage.micro_tokens",
@@ -147,13 +145,29 @@ class Stream:
         if rendered is None:
             return None
         self.mixture.account(source, rendered.targets)
-        if self.word_dropout and isinstance(sample, Conversation):
+        if self.word_dropout and not rendered.is_document:
             generator = random.Random(f"{self.seed}/{source}/{position}")  # the same wherever the sample is packed
             rendered = rendered.drop_words(self.word_dropout, self.tokenizer, generator)
         return Drawn(source, rendered)
 
-    def _shorten(self, rendered: Rendered, is_document: bool, plan: StepPlan) -> Rendered | None:
-        if is_document:
+    def _render(self, source: str, index: int, name: str, plan: StepPlan) -> Rendered | None:
+        try:
+            sample = self.datasets[source][index]
+            name = sample.id or name
+            rendered = render(replace(sample, id=name), self.tokenizer, self.tokens_per_image)
+            if rendered.targets == 0:
+                raise DataError("nothing to learn from: no assistant message")
+        except DataError as error:
+            plan.bad.append(BadSample(source, name, error.message))
+            return None
+        size = 50 * len(rendered.ids) + sum(len(image.data or b"") for image in rendered.images)
+        if size <= self._room:
+            self._room -= size
+            self._known[source, index] = rendered
+        return rendered
+
+    def _shorten(self, rendered: Rendered, plan: StepPlan) -> Rendered | None:
+        if rendered.is_document:
             plan.cropped += 1
             return rendered.crop(self.limit)
         if self.too_long == "skip":

@@ -27,23 +27,28 @@ class Distributed:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    owns_group: bool = False
 
     @classmethod
     def start(cls, device: str = "auto", threads: int = 0) -> Distributed:
-        """Join the process group that the environment describes; pick the device. Raises UnavailableError."""
+        """Join the process group that the environment describes; pick the device. Raises UnavailableError.
+
+        A group that somebody else has joined already is used as it is, and left to them.
+        """
         if threads > 0:
             torch.set_num_threads(threads)
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        if world > 1 and not dist.is_initialized():
+        joins = world > 1 and not dist.is_initialized()
+        if joins:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world)
-        return cls(rank, world, chosen)
+        return cls(rank, world, chosen, joins)
 
     def stop(self) -> None:
-        """Leave the process group."""
-        if self.world > 1 and dist.is_initialized():
+        """Leave the process group, if this object joined it."""
+        if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
     @property

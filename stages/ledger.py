@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ghostvis_plugins.errors import DataError
+
+
+_PATH = re.compile(r"\S+[/\\]\S+")  # left out where reasons are counted: it makes each its own
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,7 +58,7 @@ class Ledger:
             raise DataError(self._table(), hint="repair or remove them, or raise stage.max_bad_fraction")
 
     def _table(self) -> str:
-        reasons = Counter(reason.splitlines()[0] for reason in self.entries.values())
+        reasons = Counter(_PATH.sub("…", reason.splitlines()[0]) for reason in self.entries.values())
         lines = [f"{count:6d}  {reason}" for reason, count in reasons.most_common(10)]
         head = f"{len(self.entries)} unusable of {self.samples} training samples, and {self.allowed} are allowed"
         where = f"\nall of them: {self.path}" if self.path is not None else ""

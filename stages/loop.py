@@ -137,7 +137,8 @@ class Loop:
         for batch in batches:
             with self._autocast():
                 nll, _ = self.model.loss(batch.to(self.dist.device))
-            (nll / targets).backward()
+            if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
+                (nll / targets).backward()
             total += nll.detach()
         return total
 

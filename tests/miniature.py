@@ -1,6 +1,6 @@
 """A world in miniature for the tests of the stages: coloured squares, questions about them, a model of 20k weights.
 
-Also a program, for tests that need processes of their own: ``python -m tests.miniature RUN_DIR OVERRIDES [resume]``.
+Also a program, for tests that need processes of their own: ``python tests/miniature.py RUNS``.
 """
 
 from __future__ import annotations
@@ -155,13 +155,16 @@ def values(start: Path, stage: str = "align", **overrides: Any) -> dict[str, Any
     return result
 
 
-def main(run_dir: str, given: str, *resume: str) -> None:
-    """Run a stage with the values in ``given`` (JSON)."""
+def main(runs: str) -> None:
+    """Run stages one after the other in one process group; ``runs`` is a JSON list of [run directory, values, resume]."""
+    from stages.distributed import Distributed
     from stages.runner import run
 
-    torch.use_deterministic_algorithms(True)
-    run(json.loads(given), registry(), run_dir, resume=bool(resume))
+    group = Distributed.start("cpu")
+    for run_dir, given, resume in json.loads(runs):
+        run(given, registry(), run_dir, resume=resume)
+    group.stop()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
+from pydantic import BaseModel, ConfigDict
 
+from components.builtin import ghostvis_components
 from components.images import decode
+from ghostvis_cli import session
+from ghostvis_cli.app import run as ghostvis
+from ghostvis_cli.evaluate import default_out, task_names
+from ghostvis_plugins import task
 from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError
+from ghostvis_plugins.manager import Registry
 from ghostvis_plugins.types import Completion, Conversation, EvalDoc, Generation, Image, Score, user
-from stages.eval import Run, answer, run_task
+from stages.eval import Run, answer, evaluate, run_task
 from stages.eval_controls import controlled, priors, white_picture
 from stages.eval_report import table
 from stages.eval_rows import KEY_FIELDS, Hasher, RowStore
@@ -322,3 +332,144 @@ def test_table_shows_every_condition_with_its_interval(tmp_path: Path) -> None:
     assert any(line.startswith("open") for line in lines)
     assert any("permuted: with another document's picture; on 8 documents" in line for line in lines)
     assert max(map(len, lines)) <= 120
+
+
+# --- with a real model, through the command -----------------------------------------------------------------------
+
+
+class Squares(Numbers):
+    """The same questions about pictures that can be decoded; ``size`` of them."""
+
+    name = "squares"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def docs(self) -> Sequence[EvalDoc]:
+        def drawn(doc: EvalDoc) -> EvalDoc:
+            buffer = io.BytesIO()
+            PIL.Image.new("RGB", (8, 8), (20 * int(doc.cluster), 90, 200)).save(buffer, "PNG")
+            image = Image(data=buffer.getvalue())
+            return replace(doc, prompt=Conversation((user(image, doc.prompt.messages[0].text),), id=doc.id))
+
+        return [drawn(doc) for doc in super().docs()[: 2 * self.size]]
+
+
+class SquareNames(Squares):
+    """Ranking on the same pictures."""
+
+    name = "square_names"
+
+    def docs(self) -> Sequence[EvalDoc]:
+        return [replace(doc, choices=(doc.target, "something else")) for doc in super().docs()]
+
+
+class Size(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    size: int = 4
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The built-in components and two tasks of our own, also for the command line."""
+    made = Registry.from_specs(
+        [
+            *ghostvis_components(),
+            task("squares", config=Size, build=lambda config: Squares(config.size)),
+            task("square_names", config=Size, build=lambda config: SquareNames(config.size)),
+        ]
+    )
+    monkeypatch.setattr(session, "registry", lambda: made)
+    return made
+
+
+@pytest.fixture
+def model_dir(
+    tmp_path: Path, tiny_model: Any, tiny_values: Any, tiny_tokenizer: Any, registry: Registry, monkeypatch: Any
+) -> Path:
+    from components.weights import model_config, save_model
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "tiny" / "model"
+    resolved = {"values": tiny_values}
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "resolved.json").write_text("{}")
+    return save_model(folder, tiny_model, tiny_tokenizer, model_config(tiny_values, registry, ["squares"]), resolved)
+
+
+def test_evaluate_a_model_directory(model_dir: Path, registry: Registry, tmp_path: Path) -> None:
+    from components.weights import weights_hash
+
+    out = tmp_path / "out"
+    results = evaluate(model_dir, ["squares", "square_names"], registry, out, device="cpu", batch_size=3)
+    assert results["weights"] == weights_hash(model_dir)
+    assert results["dtype"] == "float32"
+    assert results == json.loads((out / "results.json").read_text())
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 4 * 8  # two tasks, four conditions, eight documents
+    assert all(row["generation"]["engine"]["name"] == "native" for row in rows)
+    again = evaluate(model_dir, ["squares"], registry, out, device="cpu")
+    assert again["tasks"]["squares"]["model"] == results["tasks"]["squares"]["model"]
+    assert len((out / "samples.jsonl").read_text().splitlines()) == len(rows)
+
+
+def test_batches_do_not_change_answers(model_dir: Path, registry: Registry, tmp_path: Path) -> None:
+    def answers(batch_size: int) -> list[tuple[Any, ...]]:
+        out = tmp_path / str(batch_size)
+        evaluate(model_dir, ["squares", "square_names"], registry, out, device="cpu", batch_size=batch_size)
+        rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+        return sorted((row["task"], row["condition"], row["doc"], row["output"]) for row in rows)
+
+    assert answers(1) == answers(8)
+
+
+def test_the_command_writes_a_table_for_people_and_json_for_programs(
+    model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["eval", "vqa", "--model", "tiny", "--device", "cpu", "--blind"]
+    assert ghostvis(command) == 0
+    out, err = capfd.readouterr()
+    assert "squares (version 1)" in out
+    assert "majority" in out
+    assert "vqa: squares" in err
+    assert "runs/tiny/eval" in err
+    assert ghostvis([*command, "--set", "squares.size=2", "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert document["aliases"] == {"vqa": "squares"}
+    assert document["tasks"]["squares"]["documents"] == 4
+    assert set(document["tasks"]["squares"]["controls"]) == {"majority", "per_question", "blind"}
+    assert (model_dir.parent / "eval" / "samples.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["squars"], 4, "Did you mean 'squares'"),
+        (["squares", "--control", "blin"], 3, "Did you mean 'blind'"),
+        (["squares", "--limit", "0"], 3, "at least 1"),
+        (["squares", "--set", "squares.sise=2"], 3, "sise"),
+        (["squares", "--set", "scenes.size=2"], 3, "not evaluated"),
+        (["squares", "--engine", "natve"], 4, "Did you mean 'native'"),
+    ],
+)
+def test_mistakes_are_explained(
+    model_dir: Path, arguments: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ghostvis(["eval", *arguments, "--model", "tiny", "--device", "cpu"]) == code
+    out, err = capfd.readouterr()
+    assert message in err
+    assert (out, "Traceback" in err) == ("", False)
+
+
+def test_the_alias_needs_a_target(model_dir: Path, registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    config = model_dir / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eval": []}))
+    assert ghostvis(["eval", "vqa", "--model", "tiny"]) == 4
+    assert "names none" in capfd.readouterr().err
+    with_vqav2 = Registry.from_specs([task("vqav2", config=Size, build=lambda config: Squares(config.size))])
+    assert task_names(["vqa"], model_dir, with_vqav2) == (["vqav2"], {"vqa": "vqav2"})
+
+
+def test_results_stay_with_the_run_or_beside_the_runs(tmp_path: Path, model_dir: Path) -> None:
+    assert default_out(model_dir) == model_dir.parent / "eval"
+    assert default_out(tmp_path / "elsewhere") == Path("runs/eval/elsewhere")

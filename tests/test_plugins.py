@@ -1,5 +1,6 @@
 """Discovery: filters before import, one broken plugin hurts nobody else, conflicts are the user's decision."""
 
+# ruff: noqa: F811 (fixtures are imported by name)
 from __future__ import annotations
 
 import sys
@@ -52,7 +53,7 @@ def spec(name: str = "e") -> ComponentSpec:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_plugin_is_named_and_left_out(name: str, install: Install) -> None:  # noqa: F811
+def test_a_hostile_plugin_is_named_and_left_out(name: str, install: Install) -> None:
     source, reason = HOSTILE[name]
     install(f"ghostvis-{name}", source)
     install("ghostvis-dino", GOOD)
@@ -69,13 +70,13 @@ def test_a_hostile_plugin_is_named_and_left_out(name: str, install: Install) -> 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_strict_mode_raises_it(name: str, install: Install) -> None:  # noqa: F811
+def test_strict_mode_raises_it(name: str, install: Install) -> None:
     install(f"ghostvis-{name}", HOSTILE[name][0])
     with pytest.raises((Exception, SystemExit)):
         Registry.load(PluginSettings(strict=True))
 
 
-def test_a_heavy_import_is_attributed_to_its_plugin(site: Path, install: Install) -> None:  # noqa: F811
+def test_a_heavy_import_is_attributed_to_its_plugin(site: Path, install: Install) -> None:
     (site / "cv2.py").write_text("import time; time.sleep(0.05)")
     install("ghostvis-heavy", "import cv2\n" + GOOD)
     info = next(info for info in Registry.load(PluginSettings()).plugins if info.name == "heavy")
@@ -96,7 +97,7 @@ def test_what_a_plugin_prints_while_loading_goes_to_stderr(
 
 
 @pytest.mark.parametrize("word", ["ghostvis-broken", "Ghostvis_Broken", "broken"])
-def test_disabled_is_filtered_before_import(word: str, install: Install) -> None:  # noqa: F811
+def test_disabled_is_filtered_before_import(word: str, install: Install) -> None:
     install("ghostvis-broken", "raise SystemExit")
     registry = Registry.load(PluginSettings(disabled=(word,), strict=True))
     info = next(info for info in registry.plugins if info.name == "broken")
@@ -109,7 +110,7 @@ def test_disabled_is_filtered_before_import(word: str, install: Install) -> None
 def test_enabled_is_an_allow_list_and_empty_means_built_ins_only(
     enabled: tuple[str, ...] | None,
     expected: set[str],
-    install: Install,  # noqa: F811
+    install: Install,
 ) -> None:
     install("ghostvis-dino", GOOD)
     install("ghostvis-b", GOOD.replace("dinov3", "b"))
@@ -118,7 +119,7 @@ def test_enabled_is_an_allow_list_and_empty_means_built_ins_only(
     assert any(info.builtin and info.status == "active" for info in registry.plugins)
 
 
-def test_unknown_names_in_lists_are_warned_of(install: Install) -> None:  # noqa: F811
+def test_unknown_names_in_lists_are_warned_of(install: Install) -> None:
     install("ghostvis-dino", GOOD)
     settings = PluginSettings(
         enabled=("ghostvis-dno",),
@@ -132,7 +133,7 @@ def test_unknown_names_in_lists_are_warned_of(install: Install) -> None:  # noqa
     assert "to 'y', but no such plugin" in warnings
 
 
-def test_a_conflict_names_both_parties_and_every_cure_works(install: Install) -> None:  # noqa: F811
+def test_a_conflict_names_both_parties_and_every_cure_works(install: Install) -> None:
     install("ghostvis-dino", GOOD)
     install("ghostvis-clash", GOOD)
     registry = Registry.load(PluginSettings())
@@ -150,13 +151,13 @@ def test_a_conflict_names_both_parties_and_every_cure_works(install: Install) ->
     assert without.provider("encoder", "dinov3").dist == "ghostvis-dino"
 
 
-def test_a_third_party_cannot_silently_replace_a_built_in(install: Install) -> None:  # noqa: F811
+def test_a_third_party_cannot_silently_replace_a_built_in(install: Install) -> None:
     install("ghostvis-clash", GOOD.replace("dinov3", "efficientnet_lite"))
     with pytest.raises(ConfigError, match=r"ghostvis and ghostvis-clash"):
         Registry.load(PluginSettings()).get("encoder", "efficientnet_lite")
 
 
-def test_a_foreign_entry_point_called_like_ours_is_not_a_built_in(install: Install) -> None:  # noqa: F811
+def test_a_foreign_entry_point_called_like_ours_is_not_a_built_in(install: Install) -> None:
     install("ghostvis-dino", GOOD, entry="components")
     registry = Registry.load(PluginSettings())
     assert [info.builtin for info in registry.plugins if info.name == "components"] == [True, False]
@@ -210,7 +211,7 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, text: str | None, reason
     assert Path(name).stem in ("json",) or Path(name).stem not in sys.modules
 
 
-def test_required(install: Install) -> None:  # noqa: F811
+def test_required(install: Install) -> None:
     install("ghostvis-dino", GOOD)
     install("ghostvis-broken", "import a_package_that_is_gone")
     Registry.load(PluginSettings(required=("ghostvis-dino>=0.3",))).check_required()

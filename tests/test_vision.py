@@ -177,5 +177,5 @@ def test_projectors_start_at_unit_scale_whatever_comes_in(build: Callable[..., A
 def test_identity_projector_needs_equal_widths() -> None:
     x = torch.randn(2, 3, 8)
     assert build_identity(IdentityConfig(), in_dim=8, out_dim=8)(x) is x
-    with pytest.raises(ConfigError, match="8 != backbone.dim 9"):
+    with pytest.raises(ConfigError, match=r"8 != backbone\.dim 9"):
         build_identity(IdentityConfig(), in_dim=8, out_dim=9)

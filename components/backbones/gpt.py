@@ -91,6 +91,7 @@ class GPT(nn.Module):
         """
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         for block in self.blocks:
+            assert isinstance(block, Block)
             for linear in (block.qkv, block.up):
                 bound = math.sqrt(3 / linear.in_features)
                 nn.init.uniform_(linear.weight, -bound, bound)
@@ -117,23 +118,20 @@ class GPT(nn.Module):
         Raises DataError when a document is longer than ``max_positions``.
         """
         self._check_length(cu_seqlens, cache)
-        layout = (
-            CachedLayout.build(cu_seqlens, cache, x.dtype)
-            if cache is not None
-            else PackedLayout.build(cu_seqlens, x.device)
-        )
         turns = rotation(positions, self.config.head_dim, self.config.rope_base)
         x = rms_norm(x)
-        for layer, block in enumerate(self.blocks):
-            attend: Attend
-            if isinstance(layout, CachedLayout):
-                attend = partial(cached_attention, cache=cache, layer=layer, layout=layout)
-            else:
-                attend = partial(packed_attention, layout=layout)
-            x = block(x, turns, attend, rows if layer == self.n_layers - 1 else None)
-        if cache is not None and isinstance(layout, CachedLayout):
-            cache.lengths = cache.lengths + layout.new
+        for layer, attend in enumerate(self._attends(cu_seqlens, cache, x.device)):
+            x = self.blocks[layer](x, turns, attend, rows if layer == self.n_layers - 1 else None)
+        if cache is not None:
+            cache.lengths = cache.lengths + cu_seqlens.diff()
         return rms_norm(x)
+
+    def _attends(self, cu_seqlens: Tensor, cache: KVCache | None, device: torch.device) -> list[Attend]:
+        """Attention of each layer; where tokens go is worked out once for all of them."""
+        if cache is None:
+            return [partial(packed_attention, layout=PackedLayout.build(cu_seqlens, device))] * self.n_layers
+        layout = CachedLayout.build(cu_seqlens, cache)
+        return [partial(cached_attention, cache=cache, layer=n, layout=layout) for n in range(self.n_layers)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]`` within ± softcap."""

@@ -32,7 +32,7 @@ CHANNELS = {1: 16, 2: 24, 3: 40, 4: 80, 5: 112, 6: 192, 7: 320, "head": 1280, "m
 STRIDES = {1: 2, 2: 4, 3: 8, 4: 16, 5: 16, 6: 32, 7: 32, "head": 32, "multi": 16}
 
 
-def _timm_model() -> nn.Module:
+def _timm_model() -> Any:
     from timm.models.efficientnet import tf_efficientnet_lite0
 
     return tf_efficientnet_lite0(pretrained=False)

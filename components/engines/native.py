@@ -34,15 +34,27 @@ from .sampling import check, choose, uniforms
 
 @dataclass(slots=True)
 class _Row:
-    """One answer in the making. ``limit`` is the most tokens it may get: asked for, or left in the context."""
+    """One answer in the making.
+
+    ``digests`` name the prompt's pictures; ``limit`` is the most tokens the answer may get: asked for, or left in
+    the context.
+    """
 
     number: int
     prompt: Rendered
+    digests: list[str]
     limit: int
     draws: Tensor
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     reason: Literal["stop", "length"] | None = None
+
+    def head(self) -> tuple[str, tuple[int, ...]] | None:
+        """The prompt up to the end of its first picture: what questions about one picture have in common."""
+        if not self.digests:
+            return None
+        first, length = self.prompt.image_spans[0]
+        return self.digests[0], tuple(self.prompt.ids[: first + length])
 
     def add(self, token: int, logprob: float, stops: frozenset[int]) -> None:
         if self.reason is not None:
@@ -65,16 +77,17 @@ class NativeEngine:
         self.stops = frozenset({tokenizer.im_end, tokenizer.eos})
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # picture digest → [N, D]
         self._prefix: tuple[object, KVCache, Tensor] | None = None  # prompt, its cache, its last hidden state [1, D]
-        self._version = -1
+        self._weights: list[float] = []
         self._running: dict[str, bool] = {}  # request → abort asked for
 
     def generate(self, prompts: Sequence[Conversation], generation: Generation) -> list[Completion]:
         """One completion per prompt, in order. Raises DataError naming a prompt that does not fit the context."""
         check(generation)
+        self._forget_if_trained()
         rows = [self._row(number, prompt, generation) for number, prompt in enumerate(prompts)]
-        by_length = sorted(rows, key=lambda row: len(row.prompt.ids))
+        alike = sorted(rows, key=lambda row: (len(row.prompt.ids).bit_length(), row.digests, len(row.prompt.ids)))
         for start in range(0, len(rows), self.config.rows):
-            for _ in self._steps(by_length[start : start + self.config.rows], generation):
+            for _ in self._steps(alike[start : start + self.config.rows], generation):
                 pass
         return [
             Completion(
@@ -89,6 +102,7 @@ class NativeEngine:
     def stream(self, prompt: Conversation, generation: Generation, *, request_id: str = "") -> Iterator[str]:
         """Pieces of the answer as they are decoded; joined they are the text that ``generate`` returns."""
         check(generation)
+        self._forget_if_trained()
         row = self._row(0, prompt, generation)
         decoder = StreamDecoder(self.tokenizer)
         self._running[request_id] = False
@@ -115,6 +129,7 @@ class NativeEngine:
         """
         if not continuations:
             return []
+        self._forget_if_trained()
         rendered = render_prompt(prompt, self.tokenizer, self.model.tokens_per_image)
         answers = [[*self.tokenizer.encode(text), self.tokenizer.im_end] for text in continuations]
         self._check_room(rendered, max(map(len, answers)) - 1)
@@ -157,12 +172,31 @@ class NativeEngine:
         yield
 
     def _prefill_rows(self, rows: Sequence[_Row]) -> tuple[KVCache, Tensor]:
-        """Run the prompts; returns the cache and the hidden state behind each prompt ``[R, D]``."""
-        batch = Batch.pack([row.prompt for row in rows]).to(self.model.device)
+        """Run the prompts; returns the cache and the hidden state behind each prompt ``[R, D]``.
+
+        Where most rows ask about the same pictures, what they have in common is run once and its cache repeated.
+        """
         room = max(len(row.prompt.ids) + row.limit for row in rows)
-        cache = self.model.backbone.new_cache(len(rows), room)
+        heads = [row.head() for row in rows]
+        distinct = {head: n for n, head in enumerate(heads)}
+        if None in distinct or 2 * len(distinct) > len(rows):
+            cache = self.model.backbone.new_cache(len(rows), room)
+            return cache, self._extend(cache, [row.prompt for row in rows], [row.digests for row in rows])
+        shared = [rows[n] for n in distinct.values()]
+        small = self.model.backbone.new_cache(len(shared), max(len(head[1]) for head in distinct if head))
+        self._extend(small, [_split(row.prompt)[0] for row in shared], [row.digests[:1] for row in shared])
+        place = {head: n for n, head in enumerate(distinct)}
+        cache = small.select(torch.tensor([place[head] for head in heads]), room)
+        return cache, self._extend(cache, [_split(row.prompt)[1] for row in rows], [row.digests[1:] for row in rows])
+
+    def _extend(self, cache: KVCache, pieces: Sequence[Rendered], digests: Sequence[Sequence[str]]) -> Tensor:
+        """Append a piece of prompt to each row of the cache; returns the hidden states behind them ``[R, D]``."""
+        batch = Batch.pack(pieces)
+        batch.positions = batch.positions + cache.lengths[batch.document_ids]
+        batch = batch.to(self.model.device)
+        vectors = self._vision_vectors(batch.images, [digest for row in digests for digest in row])
         last = (batch.cu_seqlens[1:].long() - 1).to(batch.ids.device)
-        return cache, self.model.hidden(batch, cache, self._vision_vectors(batch.images), rows=last)
+        return self.model.hidden(batch, cache, vectors, rows=last)
 
     def _decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """One token per row ``[R]`` → hidden states ``[R, D]``."""
@@ -175,7 +209,11 @@ class NativeEngine:
         """Choose the next token of each row from its hidden state; returns them ``[R]``."""
         logits = self.model.backbone.logits(hidden)
         draws = torch.stack([row.draws[min(len(row.ids), row.limit - 1)] for row in rows])
-        tokens = choose(logits, generation, draws)
+        # The placeholder of a picture is no text: fed back, it would stand for a picture that is not there.
+        # Nor are ids behind the vocabulary, which some models have to reach a round width.
+        answerable = logits[:, : self.tokenizer.vocab_size].clone()
+        answerable[:, self.tokenizer.image] = float("-inf")
+        tokens = choose(answerable, generation, draws)
         logprobs = F.log_softmax(logits, dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             row.add(token, logprob, self.stops)
@@ -183,17 +221,19 @@ class NativeEngine:
 
     def _prefill(self, prompt: Rendered) -> tuple[KVCache, Tensor]:
         """The cache of one prompt and its last hidden state ``[1, D]``; that of the latest prompt is kept."""
-        key = (tuple(prompt.ids), tuple(image.digest() for image in prompt.images))
+        digests = [image.digest() for image in prompt.images]
+        key = (prompt.ids, digests)
         if self._prefix is None or self._prefix[0] != key:
-            row = _Row(number=0, prompt=prompt, limit=0, draws=torch.empty(0))
-            self._prefix = (key, *self._prefill_rows([row]))
+            cache = self.model.backbone.new_cache(1, len(prompt.ids))
+            self._prefix = (key, cache, self._extend(cache, [prompt], [digests]))
         return self._prefix[1:]
 
     def _row(self, number: int, prompt: Conversation, generation: Generation) -> _Row:
         rendered = render_prompt(prompt, self.tokenizer, self.model.tokens_per_image)
         room = self._check_room(rendered, 1)
         limit = min(generation.max_new_tokens, room)
-        return _Row(number=number, prompt=rendered, limit=limit, draws=uniforms(generation, number))
+        digests = [image.digest() for image in rendered.images]
+        return _Row(number, rendered, digests, limit, uniforms(generation, number))
 
     def _check_room(self, prompt: Rendered, needed: int) -> int:
         """New tokens that fit behind a prompt; the last one is never fed back. Raises DataError when too few."""
@@ -206,17 +246,18 @@ class NativeEngine:
             )
         return room
 
-    def _vision_vectors(self, images: Sequence[Image]) -> Tensor | None:
+    def _vision_vectors(self, images: Sequence[Image], digests: Sequence[str]) -> Tensor | None:
         """Vectors ``[I, N, D]`` of the pictures; each distinct one is encoded once and kept, the oldest go first."""
         if not images:
             return None
-        digests = [image.digest() for image in images]
+        encoder = self.model.encoder
+        assert encoder is not None  # rendering refuses pictures for a model without one
         missing = {d: image for d, image in zip(digests, images, strict=True) if d not in self._vectors}
         found = {d: self._vectors[d] for d in digests if d in self._vectors}
         todo = list(missing.items())
         for start in range(0, len(todo), self.config.encode_batch):
             chunk = todo[start : start + self.config.encode_batch]
-            pixels = torch.stack([self.model.encoder.preprocess(decode(image)) for _, image in chunk])
+            pixels = torch.stack([encoder.preprocess(decode(image)) for _, image in chunk])
             vectors = self.model.vision_vectors(pixels.to(self.model.device, self.model.backbone_dtype))
             found.update(zip([digest for digest, _ in chunk], vectors, strict=True))
         for digest in found:
@@ -226,13 +267,20 @@ class NativeEngine:
             self._vectors.popitem(last=False)
         return torch.stack([found[digest] for digest in digests])
 
+    def _forget_if_trained(self) -> None:
+        """Drop what was computed with other weights, called once per request.
+
+        A training step moves about every number, so the first of each tensor tells. (torch's own version counters
+        do not: fused optimizers leave them as they are.)
+        """
+        weights = torch.stack([p.detach()[(0,) * p.ndim].float() for p in self.model.parameters()]).tolist()
+        if weights != self._weights:
+            self._vectors.clear()
+            self._prefix, self._weights = None, weights
+
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """No gradients, evaluation mode, and nothing kept from before a weight changed."""
-        version = sum(p._version for p in self.model.parameters())
-        if version != self._version:
-            self._vectors.clear()
-            self._prefix, self._version = None, version
+        """No gradients, and evaluation mode."""
         training = self.model.training
         if training:
             self.model.eval()
@@ -242,6 +290,17 @@ class NativeEngine:
         finally:
             if training:
                 self.model.train()
+
+
+def _split(prompt: Rendered) -> tuple[Rendered, Rendered]:
+    """A prompt up to the end of its first picture, and the rest of it."""
+    first, length = prompt.image_spans[0]
+    end = first + length
+    spans = [(start - end, n) for start, n in prompt.image_spans[1:]]
+    return (
+        Rendered(prompt.ids[:end], prompt.loss_mask[:end], prompt.image_spans[:1], prompt.images[:1], prompt.id),
+        Rendered(prompt.ids[end:], prompt.loss_mask[end:], spans, prompt.images[1:], prompt.id),
+    )
 
 
 def _compact(rows: list[_Row], tokens: Tensor, cache: KVCache) -> tuple[list[_Row], Tensor, KVCache]:

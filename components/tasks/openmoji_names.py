@@ -61,5 +61,5 @@ def _concept(sample: Conversation) -> str:
 
 def build(config: OpenMojiNamesTask) -> NamingTask:
     """OpenMoji pictures whose base concept was never trained on."""
-    dataset = build_dataset(OpenMoji(render_size=config.render_size), split=config.split)
+    dataset = build_dataset(OpenMoji(render_size=config.render_size, views=1), split=config.split)
     return NamingTask([dataset[index] for index in range(len(dataset))], config)

@@ -12,13 +12,15 @@ from components.datasets.scenes import build as build_dataset
 from components.tasks.answers import AnswerTask
 from components.tasks.config import ScenesTask
 
+COUNTED = 4000  # training scenes whose answers feed the controls
+
 
 def build(config: ScenesTask) -> AnswerTask:
     """One document per scene."""
     dataset = build_dataset(
         Scenes(size=config.size, questions=config.questions, canvas=config.canvas), split=config.split
     )
-    train = build_dataset(Scenes(questions=config.questions, canvas=config.canvas), split="train")
+    train = build_dataset(Scenes(size=COUNTED, questions=config.questions, canvas=config.canvas), split="train")
 
     def train_answers() -> Iterator[tuple[str, str]]:
         planned = (train.scene(index) for index in range(len(train)))  # the truth without drawing it

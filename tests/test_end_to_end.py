@@ -1,0 +1,192 @@
+"""The whole thing as a user has it: the installed command as a process, in an empty folder, on real data."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GHOSTVIS = [sys.executable, "-m", "ghostvis_cli"]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+
+# What stands in for the long part of a command from the documentation, or for what a test must not do.
+SHORT = {
+    "cpu/1-tokenizer": ["--set", "stage.max_samples=300"],
+    "stage": ["--set", "stage.steps=2", "--set", "stage.eval_samples=8", "--set", "stage.eval_every=0"],
+}
+NOT_RUN = {"make speedrun", "make test", "pip install"}  # .ci/run and test_plugins run these
+
+
+def ghostvis(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in ``folder``; the installed one, whatever the folder holds."""
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "COLUMNS": "120", **environment}
+    done = subprocess.run([*GHOSTVIS, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the rehearsal preset has run from nothing."""
+    folder = tmp_path_factory.mktemp("home")
+    ghostvis(folder, "speedrun", "--preset", "tiny", "--eval-limit", "40")
+    return folder
+
+
+def test_the_speedrun_leaves_a_report_scores_and_a_model(home: Path) -> None:
+    report = (home / "runs/tiny/report.md").read_text()
+    for word in ("tiny/3-align", "easy_vqa", "openmoji_names", "scenes", "in all", "commit", "majority", "permuted"):
+        assert word in report, word
+    results = json.loads((home / "runs/tiny/results.json").read_text())
+    assert {name: task["model"]["score"]["n"] for name, task in results["tasks"].items()} == {
+        "easy_vqa": 40,
+        "openmoji_names": 40,
+        "scenes": 40,
+    }
+    assert (home / "runs/latest").resolve() == (home / "runs/tiny-4-sft/model").resolve()
+    for path in re.findall(r"\]\((samples/[^)]+)\)", report):
+        assert (home / "runs/tiny" / path).is_file(), path
+
+
+def test_nothing_written_names_this_machine(home: Path) -> None:
+    for file in [*home.rglob("*.json"), *home.rglob("*.md"), *home.rglob("*.jsonl")]:
+        text = file.read_text()
+        for private in (str(home), str(Path.home()) + "/", str(ROOT), "index-url", "simple/"):
+            assert private not in text, f"{private} in {file}"
+
+
+def test_a_finished_speedrun_is_not_run_again(home: Path) -> None:
+    said = ghostvis(home, "speedrun", "--preset", "tiny", "--eval-limit", "40").stderr
+    assert said.count("is complete") == 4
+
+
+def test_a_model_directory_is_all_that_chat_needs(home: Path, tmp_path: Path) -> None:
+    model = tmp_path / "anywhere"
+    (home / "runs/tiny-4-sft/model").rename(model)
+    try:
+        arguments = ["chat", "--model", str(model), "--image", str(ROOT / "tests/data/scene.png"), "--prompt", "hello"]
+        said = json.loads(ghostvis(tmp_path, *arguments, "--json", GHOSTVIS_CACHE=str(tmp_path / "empty")).stdout)
+    finally:
+        model.rename(home / "runs/tiny-4-sft/model")
+    assert said["finish_reason"] in ("stop", "length")
+
+
+def test_two_processes_give_the_losses_of_one(home: Path) -> None:
+    def losses(name: str, nproc: str) -> list[float]:
+        shorter = ["--set", "stage.steps=3", "--set", "stage.eval_samples=0"]
+        start = ["--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model", "--name", name]
+        ghostvis(home, "train", *start, "--nproc", nproc, *shorter)
+        rows = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row)["loss"] for row in rows]
+
+    assert losses("two", "2") == pytest.approx(losses("one", "1"), rel=1e-5)
+
+
+def test_a_worker_under_torchrun_keeps_its_exit_code(home: Path) -> None:
+    arguments = ["--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model", "--name", "unfit"]
+    too_long = ["--set", "backbone.max_positions=8", "--set", "dataset.chitchat.form=conversations"]
+    done = ghostvis(home, "train", *arguments, *too_long, "--nproc", "2", code=1)
+    assert done.stderr.count("ghostvis: error: rank") == 1
+
+
+def test_third_party_packages_train_and_answer_by_name(home: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    packages = [str(ROOT / "examples" / name) for name in ("ghostvis-patchmean", "ghostvis-swatches")]
+    for package in packages:
+        modules = [path for path in Path(package).rglob("*.py") if "build" not in path.parts]
+        assert sum(len(path.read_text().splitlines()) for path in modules) <= 36 or "swatches" in package
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*install, str(site), *packages], check=True, capture_output=True)
+    ours = {"PYTHONPATH": str(site)}
+
+    listed = json.loads(ghostvis(home, "components", "list", "--json", **ours).stdout)["components"]
+    assert {"patchmean", "swatches"} <= {component["name"] for component in listed}
+    ghostvis(home, "plugins", "check", "ghostvis-patchmean", **ours)
+    ghostvis(home, "plugins", "check", "ghostvis-swatches", **ours)
+    arguments = ["--stage", "align", "--encoder", "patchmean", "--resampler", "avgpool", "--dataset", "swatches"]
+    shorter = ["--set", "stage.steps=3", "--set", "stage.eval_samples=8"]
+    ghostvis(home, "train", *arguments, "--from", "runs/tiny-2-pretrain/model", "--name", "theirs", *shorter, **ours)
+    picture = str(ROOT / "tests/data/scene.png")
+    question = ["--image", picture, "--prompt", "Which colour is on the left?"]
+    said = json.loads(ghostvis(home, "chat", "--model", "theirs", *question, "--json", **ours).stdout)
+    assert said["model"].endswith("theirs/model")
+
+    missing = ghostvis(home, "chat", "--model", "theirs", *question, code=4).stderr
+    assert "patchmean" in missing
+    # leave the folder as the other tests expect it
+    (home / "runs/latest").unlink()
+    (home / "runs/latest").symlink_to("tiny-4-sft/model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "--stage", "alingn"], 4, ["alingn", "Did you mean 'align'"]),
+        (["train", "--stage", "sft", "--encoder", "siglib"], 4, ["siglib", "--encoder"]),
+        (["train", "--recipe", "cpu/1-tokenizer", "--set", "stage.vocab_sise=9"], 3, ["vocab_sise", "vocab_size"]),
+        (["train", "--recipe", "nope.toml"], 4, ["nope.toml"]),
+        (["speedrun", "--preset", "cpo"], 4, ["cpo", "cpu"]),
+        (["eval", "easy_vqua"], 4, ["easy_vqua", "easy_vqa"]),
+        (["chat", "--prompt", "hi", "--image", "no.jpg"], 6, ["no.jpg"]),
+        (["chat", "--prompt", "hi", "--image", "text.jpg"], 6, ["text.jpg"]),
+        (["chat", "--prompt", "hi", "--model", "elsewhere"], 4, ["elsewhere"]),
+        (["train", "--recipe", "tiny/2-pretrain", "--from", "nowhere"], 4, ["nowhere"]),
+        (["train", "--recipe", "tiny/2-pretrain", "--nproc", "none"], 3, ["--nproc none"]),
+        (
+            ["train", "--recipe", "tiny/3-align", "--from", "runs/tiny-2-pretrain/model", "--set", "projector.in_dim=768"],
+            3,
+            ["projector.in_dim 768", "432"],
+        ),
+    ],
+)
+def test_mistakes_are_said_in_plain_words(home: Path, arguments: list[str], code: int, words: list[str]) -> None:
+    (home / "text.jpg").write_text("no picture at all")
+    said = ghostvis(home, *arguments, code=code).stderr
+    for word in words:
+        assert word in said
+
+
+def test_without_a_model_chat_says_how_to_get_one(tmp_path: Path) -> None:
+    assert "ghostvis speedrun" in ghostvis(tmp_path, "chat", "--prompt", "hi", code=4).stderr
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Every ``ghostvis`` line of the documentation's shell blocks and of the help texts' examples, in order."""
+    found: dict[str, str] = {}
+    for file in DOCS:
+        blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```|((?:^    .*\n)+)", file.read_text(), flags=re.M | re.S)
+        for fenced, indented in blocks:
+            for line in (fenced or indented).replace("\\\n", " ").splitlines():
+                command = re.sub(r"\s+#.*$", "", line.strip()).replace(".venv/bin/", "")
+                if command.startswith(("ghostvis ", "make ", "pip ")):
+                    found.setdefault(command, file.name)
+    return [(command, file) for command, file in found.items()]
+
+
+def test_the_documented_commands_are_found() -> None:
+    assert len(documented_commands()) > 15
+
+
+@pytest.mark.parametrize(("command", "file"), documented_commands())
+def test_every_documented_command_runs(home: Path, command: str, file: str) -> None:
+    if any(command.startswith(prefix) for prefix in NOT_RUN):
+        return
+    words = shlex.split(command)[1:]
+    if words[0] == "train" and "--dry-run" not in words:
+        words += SHORT["cpu/1-tokenizer"] if "cpu/1-tokenizer" in words else SHORT["stage"]
+    if words[0] == "speedrun" and "--dry-run" not in words:
+        pytest.skip("the fixture runs it")
+    if words[0] == "chat" and "--prompt" not in words:
+        words += ["--prompt", "hello"]  # off a terminal there is nobody to talk to
+    if not (home / "tests").exists():
+        (home / "tests").symlink_to(ROOT / "tests")
+        (home / "examples").symlink_to(ROOT / "examples")
+    ghostvis(home, *words)

@@ -1,0 +1,342 @@
+"""The training loop: what is learnt depends on samples and seed only, a resumed run is the same run, failures stop it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from miniature import (
+    EncoderOptions,
+    TinyEncoder,
+    registry,
+    values,
+    write_tokenizer,
+)
+from pydantic import BaseModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from components.batch import Batch
+from components.trackers.jsonl import read_metrics
+from ghostvis_plugins import ComponentSpec, encoder, tracker
+from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError
+from stages.context import RunContext
+from stages.data import Collator, Stream
+from stages.distributed import Distributed
+from stages.loop import step_seed
+from stages.optim import set_modes
+from stages.runner import run
+from stages.start import open_start
+
+EVERYTHING = {"projector": 1e-2, "backbone": 1e-2}
+TIMES = {"tokens_per_second", "time_data", "time_model", "time_optimizer"}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Metrics without wall-clock figures."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_metrics(run_dir)]
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    return load_file(run_dir / "model" / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path, rtol: float = 0.0) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=rtol, atol=rtol)
+
+
+class NoOptions(BaseModel):
+    pass
+
+
+def interruption(at: int) -> ComponentSpec:
+    """A tracker that ends the process's run like Ctrl-C, in the middle of step ``at``."""
+
+    class Interrupt:
+        def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+            if step == at:
+                raise KeyboardInterrupt
+
+        def finish(self) -> None: ...
+
+    return tracker("interrupt", config=NoOptions, build=lambda config, *, run_dir: Interrupt())
+
+
+def test_it_learns(start: Path, tmp_path: Path) -> None:
+    given = values(start, stage__steps=60, stage__train=EVERYTHING)
+    run(given, registry(), tmp_path / "a")
+    metrics = rows(tmp_path / "a")
+    assert [row["step"] for row in metrics] == list(range(1, 61))
+    assert metrics[0]["loss"] == pytest.approx(torch.log(torch.tensor(320.0)).item(), rel=0.05)
+    assert metrics[-1]["loss"] < 2
+    assert metrics[-1]["val_accuracy/colours"] >= 0.75
+
+
+def test_micro_batches_do_not_change_what_is_learnt(start: Path, tmp_path: Path) -> None:
+    for micro in (40, 100, 4000):
+        given = values(start, stage__micro_tokens=micro, stage__train=EVERYTHING)
+        run(given, registry(), tmp_path / str(micro))
+    whole = rows(tmp_path / "4000")
+    for micro in ("40", "100"):
+        for row, other in zip(rows(tmp_path / micro), whole, strict=True):
+            assert row["data_hash"] == other["data_hash"]
+            assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+            assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        assert_same_weights(tmp_path / micro, tmp_path / "4000", rtol=1e-4)
+
+
+def test_one_step_is_the_mean_over_all_targets(start: Path, tmp_path: Path) -> None:
+    """Against the model itself, sample by sample, and for the gradient's norm as well."""
+    given = values(start, stage__steps=1, stage__train=EVERYTHING, stage__eval_samples=0)
+    run(given, registry(), tmp_path / "a")
+    (row,) = rows(tmp_path / "a")
+    context = RunContext(given, registry(), tmp_path, Distributed())
+    model = open_start(context, vision=True).model
+    tokenizer = open_start(context, vision=True).tokenizer
+    model.requires_grad_(True).encoder.requires_grad_(False)  # type: ignore[union-attr]
+    set_modes(model)
+    plan = Stream(context.datasets("train"), tokenizer, 4, seed=7, limit=100).next_step(200)
+    batches, _ = Collator(model.encoder, None)([[drawn] for drawn in plan.samples])
+    assert len(batches) > 5
+    nll, targets = zip(*(model.loss(batch) for batch, _ in batches), strict=True)
+    mean = torch.stack(nll).sum() / sum(targets)
+    mean.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert row["loss"] == pytest.approx(mean.item(), rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert row["target_tokens"] == sum(targets)
+
+
+def test_a_resumed_run_is_the_same_run(start: Path, tmp_path: Path) -> None:
+    """Twelve steps, and six and six after an interruption: bit for bit, metrics and data order included."""
+    given = values(
+        start, stage__train=EVERYTHING, stage__checkpoint_every=3, stage__eval_every=4, stage__keep_checkpoints=9
+    )
+    run(given, registry(), tmp_path / "whole")
+    stopped = {**given, "tracker": {"name": "interrupt"}}
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, registry(interruption(8)), tmp_path / "parts")
+    run(given, registry(), tmp_path / "parts", resume=True)
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        files = [tmp_path / part / "checkpoints" / "step_12" / name for part in ("parts", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_resume_passes_over_a_damaged_checkpoint(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = values(start, stage__checkpoint_every=4, stage__eval_samples=0, stage__keep_checkpoints=3)
+    run(given, registry(), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
+    for step in (8, 12):
+        path = tmp_path / "hurt" / "checkpoints" / f"step_{step}" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    run(given, registry(), tmp_path / "hurt", resume=True)
+    assert rows(tmp_path / "hurt") == rows(tmp_path / "whole")
+    assert_same_weights(tmp_path / "hurt", tmp_path / "whole")
+    said = capsys.readouterr().err
+    assert "step_8 is not used" in said
+    assert "step_12 is not used" in said
+
+
+def test_resume_without_a_checkpoint_starts_over_and_says_so(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = values(start, stage__steps=3, stage__eval_samples=0)
+    with pytest.raises(KeyboardInterrupt):
+        run({**given, "tracker": {"name": "interrupt"}}, registry(interruption(2)), tmp_path / "a")
+    assert len(rows(tmp_path / "a")) == 2
+    run(given, registry(), tmp_path / "a", resume=True)
+    assert [row["step"] for row in rows(tmp_path / "a")] == [1, 2, 3]
+    assert "holds no usable checkpoint" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_data(start: Path, tmp_path: Path) -> None:
+    given = values(start, stage__steps=2, stage__eval_samples=0)
+    run(given, registry(), tmp_path / "a")
+    with pytest.raises(ConfigError, match="seed was 7, and now is 8"):
+        run({**given, "seed": 8}, registry(), tmp_path / "a", resume=True)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(given, registry(), tmp_path / "a")
+
+
+def test_seeds_differ_by_step_and_rank() -> None:
+    seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(20) for rank in range(4)}
+    assert len(seeds) == 400
+
+
+def test_bad_samples_are_left_out_counted_and_named(start: Path, tmp_path: Path) -> None:
+    given = values(
+        start, dataset__colours__broken=3, dataset__colours__mute=2, stage__max_bad_fraction=0.1, stage__steps=20
+    )
+    run(given, registry(), tmp_path / "a")
+    lines = [json.loads(line) for line in (tmp_path / "a" / "bad_samples.jsonl").read_text().splitlines()]
+    found = {entry["id"]: entry["reason"] for entry in lines}
+    assert found.keys() == {f"colours/train/{i}" for i in range(5)}
+    assert "nothing to learn" in found["colours/train/4"]
+    assert rows(tmp_path / "a")[-1]["bad_samples"] == 5
+
+
+def test_the_loss_is_the_mean_over_what_is_left(start: Path, tmp_path: Path) -> None:
+    """A picture that cannot be read takes its targets out of the divisor, too."""
+    only = {"colours": {"broken": 10}}
+    given = values(
+        start, dataset=only, stage__steps=1, stage__eval_samples=0, stage__max_bad_fraction=1.0, stage__batch_tokens=1300
+    )
+    run(given, registry(), tmp_path / "a")
+    (row,) = rows(tmp_path / "a")
+    lines = (tmp_path / "a" / "bad_samples.jsonl").read_text().splitlines()
+    assert len(lines) == 10
+    context = RunContext(given, registry(), tmp_path, Distributed())
+    begun = open_start(context, vision=True)
+    plan = Stream(context.datasets("train"), begun.tokenizer, 4, seed=7, limit=100).next_step(1300)
+    batches, bad = Collator(begun.model.encoder, None)([[drawn] for drawn in plan.samples])
+    assert len(bad) >= 10
+    set_modes(begun.model.requires_grad_(False))
+    nll, targets = zip(*(begun.model.loss(batch) for batch, _ in batches), strict=True)
+    assert row["target_tokens"] == sum(targets) < plan.targets
+    assert row["loss"] == pytest.approx((torch.stack(nll).sum() / sum(targets)).item(), rel=1e-5)
+
+
+def test_too_many_bad_samples_stop_the_run(start: Path, tmp_path: Path) -> None:
+    given = values(start, dataset__colours__broken=3, stage__max_bad_fraction=0.03, stage__steps=40)
+    with pytest.raises(DataError, match=r"unusable of 80 training samples, and 2 are allowed\n +3 .*not an image"):
+        run(given, registry(), tmp_path / "a")
+    assert not (tmp_path / "a" / "model").exists()
+
+
+def test_a_loss_that_is_no_number_stops_with_the_samples(start: Path, tmp_path: Path) -> None:
+    given = values(start, stage__train={"projector": 1e30, "backbone": 1e30}, stage__clip=0.0, stage__warmup=0)
+    with pytest.raises(GhostVisError, match=r"step \d+: loss .*(colours|texts)/train/"):
+        run(given, registry(), tmp_path / "a")
+    incident = json.loads((tmp_path / "a" / "incident.json").read_text())
+    assert len(incident["samples"]) > 5
+    assert not (tmp_path / "a" / "model").exists()
+
+
+def test_the_mixture_is_weighted_by_answer_tokens(start: Path, tmp_path: Path) -> None:
+    """Weights 2 : 1 hold for target tokens, though an answer has 2 tokens and a text has 20."""
+    given = values(start, stage__steps=1)
+    context = RunContext(given, registry(), tmp_path, Distributed())
+    begun = open_start(context, vision=True)
+    stream = Stream(context.datasets("train"), begun.tokenizer, 4, seed=7, limit=100)
+    stream.next_step(20_000)
+    tokens = stream.mixture.state.tokens
+    assert tokens["colours"] / tokens["texts"] == pytest.approx(2, rel=0.03)
+
+
+def test_validation_is_the_models_own_loss(start: Path, tmp_path: Path) -> None:
+    given = values(start, stage__steps=1, stage__train=EVERYTHING, stage__eval_samples=30)
+    model_dir = run(given, registry(), tmp_path / "a")
+    (row,) = rows(tmp_path / "a")
+    from components.weights import load_model
+
+    loaded = load_model(model_dir, registry())
+    context = RunContext(given, registry(), tmp_path, Distributed())
+    plan = Stream(context.datasets("validation"), loaded.tokenizer, 4, seed=0, limit=100).first(30)
+    batches, _ = Collator(loaded.model.encoder, None)([[drawn] for drawn in plan.samples])
+    with torch.no_grad():
+        nll, targets = zip(*(loaded.model.loss(batch) for batch, _ in batches), strict=True)
+        right = sum(_right(loaded.model, batch) for batch, _ in batches)
+    assert row["val_loss"] == pytest.approx((torch.stack(nll).sum() / sum(targets)).item(), rel=1e-4)
+    assert row["val_accuracy"] == pytest.approx(right / sum(targets), rel=1e-6)
+
+
+def _right(model: Any, batch: Batch) -> int:
+    logits = model.backbone.logits(model.hidden(batch))[batch.target_rows]
+    return int((logits.argmax(-1) == batch.ids[batch.target_rows + 1]).sum())
+
+
+def test_the_best_weights_can_be_exported(start: Path, tmp_path: Path) -> None:
+    """A rate that ruins the model at the end: "best" exports what the checkpoint of the best step holds."""
+    given = values(
+        start,
+        stage__train={"projector": 0.5, "backbone": 0.5},
+        stage__schedule="constant",
+        stage__eval_every=1,
+        stage__keep_checkpoints=1,
+        stage__export="best",
+    )
+    run(given, registry(), tmp_path / "a")
+    losses = {row["step"]: row["val_loss"] for row in rows(tmp_path / "a")}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 12, losses
+    kept = {folder.name for folder in (tmp_path / "a" / "checkpoints").iterdir()}
+    assert kept == {f"step_{best}", "step_12"}
+    saved = load_file(tmp_path / "a" / "checkpoints" / f"step_{best}" / "model.safetensors")
+    exported = weights(tmp_path / "a")
+    assert all(torch.equal(saved[name], exported[name]) for name in saved)
+
+
+@pytest.mark.parametrize("mode", ["memory", "disk"])
+def test_kept_features_equal_fresh_ones(
+    start: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to float16; and with a memory of nothing, with files of an earlier run, and with a damaged file."""
+    monkeypatch.setenv("GHOSTVIS_CACHE", str(tmp_path / "cache"))
+    for name, features in (("fresh", "none"), ("kept", mode), ("again", mode)):
+        given = values(start, stage__features=features, stage__train=EVERYTHING, stage__encode_batch=3)
+        if name == "again":
+            monkeypatch.setattr("stages.train.FeatureCache", _small(monkeypatch))
+            for path in list((tmp_path / "cache").rglob("*.npy"))[:2]:
+                path.write_bytes(path.read_bytes()[:40])
+        if name == "again" and mode == "disk":
+            with pytest.warns(UserWarning, match="encoded again"):
+                run(given, registry(), tmp_path / name)
+        else:
+            run(given, registry(), tmp_path / name)
+    for row, fresh in zip(rows(tmp_path / "kept"), rows(tmp_path / "fresh"), strict=True):
+        assert row["data_hash"] == fresh["data_hash"]
+        assert row["loss"] == pytest.approx(fresh["loss"], rel=2e-3)
+    assert rows(tmp_path / "again") == rows(tmp_path / "kept")
+    assert bool(list((tmp_path / "cache").rglob("*.npy"))) == (mode == "disk")
+
+
+def _small(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from stages.features import FeatureCache
+
+    def build(*args: Any, **kwargs: Any) -> FeatureCache:
+        return FeatureCache(*args, **{**kwargs, "memory_bytes": 200})
+
+    return build
+
+
+def test_features_of_an_encoder_that_trains_are_refused(start: Path, tmp_path: Path) -> None:
+    given = values(start, stage__features="memory", stage__train={"encoder": 1e-3})
+    with pytest.raises(ConfigError, match="this run trains it"):
+        run(given, registry(), tmp_path / "a")
+    given["stage"]["features"] = "none"
+    run(given, registry(), tmp_path / "b")
+
+
+def test_a_frozen_tensor_that_moves_is_an_error(start: Path, tmp_path: Path) -> None:
+    class Restless(TinyEncoder):
+        """Counts its calls in a buffer, although it is frozen."""
+
+        def __init__(self, config: EncoderOptions) -> None:
+            super().__init__(config)
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(pixels)
+
+    given = values(start, encoder__name="restless", stage__steps=1)
+    with pytest.raises(GhostVisError, match="a frozen tensor changed"):
+        run(given, registry(encoder("restless", config=EncoderOptions, build=Restless)), tmp_path / "a")
+    assert not (tmp_path / "a" / "model").exists()
