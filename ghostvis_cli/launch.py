@@ -63,7 +63,9 @@ def start(run_dir: Path, *, nproc: int, resume: bool) -> None:
 
         work(run_dir / "resolved.json", resume=resume)
         return
-    code = subprocess.run(torchrun_command(run_dir, nproc, resume), env=_worker_environment(nproc), check=False).returncode
+    code = subprocess.run(
+        torchrun_command(run_dir, nproc, resume), env=_worker_environment(nproc), check=False
+    ).returncode
     if code:
         code = _worker_code(run_dir) or code
         raise RunFailedError(f"a worker of {run_dir} failed; its message is above", code)
@@ -119,7 +121,9 @@ def count_processes(text: str) -> int:
         import torch
 
         if not torch.cuda.is_available():
-            raise UnavailableError("--nproc gpu: this machine has no CUDA device", hint="give a number, such as --nproc 2")
+            raise UnavailableError(
+                "--nproc gpu: this machine has no CUDA device", hint="give a number, such as --nproc 2"
+            )
         return torch.cuda.device_count()
     if not text.isdigit() or int(text) < 1:
         raise ConfigError(f"--nproc {text}: give a number from 1, or gpu")

@@ -58,7 +58,8 @@ def speedrun(
     device: o.Device = None,
     nproc: Annotated[str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N")] = "1",
     eval_limit: Annotated[
-        int | None, typer.Option("--eval-limit", help="Documents per task in the evaluation; default: all.", metavar="N")
+        int | None,
+        typer.Option("--eval-limit", help="Documents per task evaluated; default: all.", metavar="N"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages; start nothing.")] = False,
     json: o.Json = False,
@@ -89,9 +90,7 @@ def _run_name(prefix: str, recipe: str) -> str:
     return f"{prefix}-{recipe.rpartition('/')[2]}"
 
 
-def _run(
-    prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str, eval_limit: int | None
-) -> dict[str, Any]:
+def _run(prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str, eval_limit: int | None) -> dict[str, Any]:
     from .launch import RUNS, count_processes
 
     processes = count_processes(nproc)

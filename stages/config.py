@@ -63,7 +63,7 @@ class TrainConfig(BaseModel):
         "none", description="Keep the outputs of a frozen encoder: not at all, in memory, or in the cache folder, too."
     )
     feature_memory_mb: int = Field(2048, ge=1, description="Most memory for kept encoder outputs, in MB.")
-    encode_batch: int = Field(32, ge=1, description="Pictures that go through the encoder together.")
+    encode_batch: int = Field(8, ge=1, description="Pictures that go through the encoder together.")
     max_bad_fraction: float = Field(
         0.001,
         ge=0,

@@ -26,7 +26,6 @@ from .features import FeatureCache
 from .ledger import BadSample
 from .order import Mixture, MixtureState, Order
 
-
 RENDERED_BYTES = 256 * 2**20  # most memory for rendered samples that are kept for the next epoch
 
 

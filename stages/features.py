@@ -135,8 +135,13 @@ class FeatureCache:
         if not pixels:
             return
         self.encoder.eval()
+        stacked = torch.stack(list(pixels.values()))
+        # Kernels are chosen by batch size and differ in the last bits. With one size for all batches the features of
+        # a picture do not depend on its company, so a resumed run, or one with more ranks, finds the very same.
+        missing = self.encode_batch - len(pixels)
+        padded = torch.cat([stacked, stacked.new_zeros(missing, *stacked.shape[1:])])
         with torch.no_grad():
-            encoded = self.encoder(torch.stack(list(pixels.values())).to(self.device)).half().cpu()
+            encoded = self.encoder(padded.to(self.device))[: len(pixels)].half().cpu()
         if not encoded.isfinite().all():
             raise ConfigError("the encoder's outputs exceed float16", hint='set stage.features = "none"')
         self.encoded += len(pixels)

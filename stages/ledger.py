@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ghostvis_plugins.errors import DataError
 
-
 _PATH = re.compile(r"\S+[/\\]\S+")  # left out where reasons are counted: it makes each its own
 
 

@@ -42,12 +42,12 @@ def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
                 f"stage.train: the model has no '{path}'.{did_you_mean(path, known)}",
                 hint=f"its parts are {', '.join(child for child, _ in model.named_children())}",
             )
-    counts: dict[tuple[str, float], int] = {(path, rate): 0 for path, rate in table.items()}
+    counts: dict[tuple[str, float], int] = dict.fromkeys(table.items(), 0)
     for name, parameter in model.named_parameters():
-        path = match(table, name)
-        rate = table[path] if path is not None else 0.0
+        matched = match(table, name)
+        rate = 0.0 if matched is None else table[matched]
         parameter.requires_grad_(rate > 0)
-        row = (path if path is not None else name.split(".")[0], rate)
+        row = (matched or name.split(".")[0], rate)
         counts[row] = counts.get(row, 0) + parameter.numel()
     if not any(rate and count for (_, rate), count in counts.items()):
         raise ConfigError("stage.train: nothing is left to train")
@@ -122,7 +122,9 @@ def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[
         path = match(table, name)
         assert path is not None
         decays = parameter.ndim >= 2 and name.endswith("weight") and id(parameter) not in embeddings
-        group = groups.setdefault((path, decays), {"params": [], "names": [], "lr": table[path], "peak_lr": table[path]})
+        group = groups.setdefault(
+            (path, decays), {"params": [], "names": [], "lr": table[path], "peak_lr": table[path]}
+        )
         if not decays:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)

@@ -56,7 +56,8 @@ class Order:
 
     def __init__(self, seed: int, source: str, size: int) -> None:
         self.seed, self.source, self.size = seed, source, size
-        self._epoch, self._key = -1, ()
+        self._epoch = -1
+        self._key: tuple[int, ...] = ()
 
     def __call__(self, position: int) -> int:
         """The sample at ``position``; every ``size`` positions a new epoch shuffles anew."""

@@ -76,8 +76,8 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens": f"{tokens:,} ({sum(row['target_tokens'] for row in metrics):,} targets)",
         "samples": f"{sum(row['samples'] for row in metrics):,}",
         "pictures": f"{sum(row['images'] for row in metrics):,}",
-        "left out": f"{sum(row['skipped'] for row in metrics)} too long, {sum(row['cropped'] for row in metrics)} cropped, "
-        f"{last['bad_samples']} unusable",
+        "left out": f"{sum(row['skipped'] for row in metrics)} too long, "
+        f"{sum(row['cropped'] for row in metrics)} cropped, {last['bad_samples']} unusable",
         "training time": f"{clock(seconds)} ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
         "data hash": f"`{last['data_hash'][:16]}`",
     }

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ import components.builtin
 import stages.builtin
 from components.images import to_pixels
 from components.tokenizers import Tokenizer
-from ghostvis_plugins import ComponentSpec, dataset, encoder
+from ghostvis_plugins import ComponentSpec, dataset, encoder, tracker
 from ghostvis_plugins.manager import Registry
 from ghostvis_plugins.types import Conversation, Document, Image, Sample, SampleList, Split, assistant, user
 
@@ -36,9 +37,27 @@ class Options(BaseModel):
     long: int = 0  # words of the longest text
 
 
+class KillerOptions(BaseModel):
+    at: int
+
+
+class Killer:
+    """A tracker that takes the whole process with it, like a power cut, when a step is logged."""
+
+    def __init__(self, config: KillerOptions, *, run_dir: Path) -> None:
+        self.at = config.at
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def finish(self) -> None: ...
+
+
 class EncoderOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     width: int = 8
+    dropout: float = 0.0
 
 
 class TinyEncoder(nn.Module):
@@ -49,6 +68,7 @@ class TinyEncoder(nn.Module):
         self.image_size, self.tokens, self.out_dim = (8, 8), 4, config.width
         self.patches = nn.Conv2d(3, config.width, 4, stride=4)
         self.norm = nn.BatchNorm1d(config.width)
+        self.dropout = nn.Dropout(config.dropout)
 
     def transform(self) -> Mapping[str, Any]:
         return {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "fit": "pad"}
@@ -60,7 +80,7 @@ class TinyEncoder(nn.Module):
         self.patches.reset_parameters()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.norm(self.patches(pixels).flatten(2)).transpose(1, 2)
+        return self.dropout(self.norm(self.patches(pixels).flatten(2))).transpose(1, 2)
 
 
 def build_encoder(config: EncoderOptions) -> TinyEncoder:
@@ -91,7 +111,7 @@ def build_colours(config: Options, *, split: Split) -> SampleList:
 
 def build_texts(config: Options, *, split: Split) -> SampleList:
     """Documents of different lengths."""
-    words = "the red fox sees a green leaf and a blue bird under yellow light".split()
+    words = ["the", "red", "fox", "sees", "a", "green", "leaf", "and", "a", "blue", "bird", "under", "yellow", "light"]
     texts = [" ".join(words[i % 5 : 3 + i % 11]) for i in range(config.size)]
     if config.long:
         texts[0] = " ".join(words * config.long)
@@ -102,6 +122,7 @@ def specs() -> Iterator[ComponentSpec]:
     yield from flat(components.builtin.ghostvis_components())
     yield from flat(stages.builtin.ghostvis_components())
     yield encoder("tiny", config=EncoderOptions, build=build_encoder)
+    yield tracker("killer", config=KillerOptions, build=Killer)
     yield dataset("colours", config=Options, build=build_colours)
     yield dataset("texts", config=Options, build=build_texts)
 
@@ -156,7 +177,7 @@ def values(start: Path, stage: str = "align", **overrides: Any) -> dict[str, Any
 
 
 def main(runs: str) -> None:
-    """Run stages one after the other in one process group; ``runs`` is a JSON list of [run directory, values, resume]."""
+    """Run stages in one process group; ``runs`` is a JSON list of [run directory, values, resume]."""
     from stages.distributed import Distributed
     from stages.runner import run
 

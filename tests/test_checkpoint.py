@@ -150,8 +150,10 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    with pytest.raises(DataError, match="another model: 0.weight"):
-        checkpoint.at_step(tmp_path, 1).load_model(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, False)))
+    with pytest.raises(DataError, match=r"another model: 0\.weight"):
+        checkpoint.at_step(tmp_path, 1).load_model(
+            nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, False))
+        )
     with pytest.raises(DataError, match="another model"):
         checkpoint.at_step(tmp_path, 1).load_model(nn.Sequential(nn.Linear(3, 4)))
 

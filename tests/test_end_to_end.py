@@ -141,7 +141,15 @@ def test_third_party_packages_train_and_answer_by_name(home: Path, tmp_path: Pat
         (["train", "--recipe", "tiny/2-pretrain", "--from", "nowhere"], 4, ["nowhere"]),
         (["train", "--recipe", "tiny/2-pretrain", "--nproc", "none"], 3, ["--nproc none"]),
         (
-            ["train", "--recipe", "tiny/3-align", "--from", "runs/tiny-2-pretrain/model", "--set", "projector.in_dim=768"],
+            [
+                "train",
+                "--recipe",
+                "tiny/3-align",
+                "--from",
+                "runs/tiny-2-pretrain/model",
+                "--set",
+                "projector.in_dim=768",
+            ],
             3,
             ["projector.in_dim 768", "432"],
         ),
@@ -168,7 +176,7 @@ def documented_commands() -> list[tuple[str, str]]:
                 command = re.sub(r"\s+#.*$", "", line.strip()).replace(".venv/bin/", "")
                 if command.startswith(("ghostvis ", "make ", "pip ")):
                     found.setdefault(command, file.name)
-    return [(command, file) for command, file in found.items()]
+    return list(found.items())
 
 
 def test_the_documented_commands_are_found() -> None:

@@ -69,9 +69,9 @@ def test_the_table_decides_what_trains() -> None:
 
 
 def test_unknown_paths_are_named() -> None:
-    with pytest.raises(ConfigError, match="no 'resamplr'. Did you mean 'resampler'"):
+    with pytest.raises(ConfigError, match=r"no 'resamplr'\. Did you mean 'resampler'"):
         apply_table(Toy(), {"resamplr": 1e-3})
-    with pytest.raises(ConfigError, match="no 'backbone.layers.11'"):
+    with pytest.raises(ConfigError, match=r"no 'backbone\.layers\.11'"):
         apply_table(Toy(), {"backbone.layers.11": 1e-3})
     with pytest.raises(ConfigError, match="nothing is left to train"):
         apply_table(Toy(), {"backbone": 0.0, "pool": 1.0})
@@ -130,7 +130,10 @@ def test_adamw_equals_the_paper() -> None:
     start, gradients = torch.randn(2, 3), [torch.randn(2, 3), torch.randn(2, 3)]
     lr, beta1, beta2, eps, decay = 0.1, 0.8, 0.9, 1e-8, 0.5
     one, two = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    groups = [{"params": [one], "lr": lr, "peak_lr": lr}, {"params": [two], "lr": lr, "peak_lr": lr, "weight_decay": 0.0}]
+    groups = [
+        {"params": [one], "lr": lr, "peak_lr": lr},
+        {"params": [two], "lr": lr, "peak_lr": lr, "weight_decay": 0.0},
+    ]
     optimizer = build(AdamW(beta1=beta1, beta2=beta2, eps=eps, weight_decay=decay), groups=groups)
     for gradient in gradients:
         one.grad, two.grad = gradient.clone(), gradient.clone()

@@ -19,7 +19,9 @@ from stages.runner import run
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     start = write_tokenizer(runs / "tokenizer")
-    given = values(start, stage__show_samples=3, stage__eval_every=5, stage__train={"projector": 1e-2, "backbone": 1e-2})
+    given = values(
+        start, stage__show_samples=3, stage__eval_every=5, stage__train={"projector": 1e-2, "backbone": 1e-2}
+    )
     run(given, registry(), runs / "shown")
     return runs / "shown"
 
@@ -89,4 +91,10 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_clock() -> None:
-    assert [clock(seconds) for seconds in (0.4, 59.6, 3599, 3600, 7325)] == ["0:00", "1:00", "59:59", "1:00:00", "2:02:05"]
+    assert [clock(seconds) for seconds in (0.4, 59.6, 3599, 3600, 7325)] == [
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:00:00",
+        "2:02:05",
+    ]

@@ -10,7 +10,7 @@ Greedy or sampled, alone or in a batch, streamed or not: the same prompt gives t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -99,16 +99,22 @@ class NativeEngine:
             for row in rows
         ]
 
-    def stream(self, prompt: Conversation, generation: Generation, *, request_id: str = "") -> Iterator[str]:
-        """Pieces of the answer as they are decoded; joined they are the text that ``generate`` returns."""
+    def stream(
+        self, prompt: Conversation, generation: Generation, *, request_id: str = ""
+    ) -> Generator[str, None, Completion]:
+        """Pieces of the answer as they are decoded; joined they are the text that ``generate`` returns.
+
+        Returns the completion that ``generate`` would, or the part of it that was drawn before an abort.
+        """
         check(generation)
         self._forget_if_trained()
         row = self._row(0, prompt, generation)
         decoder = StreamDecoder(self.tokenizer)
         self._running[request_id] = False
+        aborted = False
         try:
             for _ in self._steps([row], generation):
-                if self._running[request_id]:
+                if aborted := self._running[request_id]:
                     break
                 if piece := decoder.push(row.ids[-1]):
                     yield piece
@@ -116,6 +122,12 @@ class NativeEngine:
                 yield rest
         finally:
             self._running.pop(request_id, None)
+        return Completion(
+            text=self.tokenizer.decode(row.ids),
+            ids=tuple(row.ids),
+            logprobs=tuple(row.logprobs),
+            finish_reason="abort" if aborted else row.reason or "length",
+        )
 
     def abort(self, request_id: str) -> None:
         """Stop a running stream at its next token."""
