@@ -8,7 +8,6 @@ worker as their only entry point. Under ``torchrun`` or ``srun`` the processes e
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,31 +62,58 @@ def start(run_dir: Path, *, nproc: int, resume: bool) -> None:
 
         work(run_dir / "resolved.json", resume=resume)
         return
-    code = subprocess.run(
-        torchrun_command(run_dir, nproc, resume), env=_worker_environment(nproc), check=False
-    ).returncode
-    if code:
-        code = _worker_code(run_dir) or code
-        raise RunFailedError(f"a worker of {run_dir} failed; its message is above", code)
+    _start_workers(run_dir, nproc, resume)
+
+
+def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
+    """Elastic launch from this process: torchrun's own command would end a user's mistake in its traceback."""
+    import logging
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.update(_worker_environment(nproc))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=run_dir.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*_worker_arguments(run_dir, resume))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        code = _worker_code(run_dir) or failure.exitcode
+        raise RunFailedError(f"a worker of {run_dir} failed; its message is above", code) from None
+
+
+def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
+    arguments = ["-m", WORKER, "--resolved", str(run_dir / "resolved.json")]
+    return [*arguments, "--resume"] if resume else arguments
 
 
 def torchrun_command(run_dir: Path, nproc: int, resume: bool) -> list[str]:
     """The command that starts the same workers: what ``--print-launch`` shows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", run_dir.name]
-    command += ["-m", WORKER, "--resolved", str(run_dir / "resolved.json")]
-    return [*command, "--resume"] if resume else command
+    return [*command, *_worker_arguments(run_dir, resume)]
 
 
 def _worker_environment(nproc: int) -> dict[str, str]:
     """Safe import path (a ``components/`` in the user's folder must not win) and a fair share of the cores."""
     threads = max(1, (os.cpu_count() or 1) // nproc)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONSAFEPATH": "1"}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "PYTHONSAFEPATH": "1"}
 
 
 def _worker_code(run_dir: Path) -> int | None:
     """The exit code that the first failing worker left; torchrun turns every failure into 1."""
-    file = run_dir / "exit_code"
+    from .worker import EXIT_CODE
+
+    file = run_dir / EXIT_CODE
     try:
         return int(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -15,6 +15,10 @@ from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.resolved import load_resolved, registry_for
 
 
+EXIT_CODE = "exit_code"
+"""File in the run directory in which the first process that fails leaves its exit code."""
+
+
 def work(resolved_file: Path, *, resume: bool) -> Path:
     """Run the stage; returns the model directory. Raises GhostVisError."""
     from stages.runner import run
@@ -29,6 +33,8 @@ def main() -> NoReturn:
     parser.add_argument("--resolved", required=True, type=Path, help="resolved.json of the run")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     arguments = parser.parse_args()
+    if os.environ.get("RANK", "0") == "0":
+        (arguments.resolved.parent / EXIT_CODE).unlink(missing_ok=True)  # of an earlier failure
     try:
         work(arguments.resolved, resume=arguments.resume)
     except GhostVisError as error:
@@ -41,7 +47,7 @@ def main() -> NoReturn:
 def _leave(run_dir: Path, code: int, message: str) -> NoReturn:
     """Report once for all ranks; leave the exit code for the parent, since torchrun knows only failure."""
     try:
-        with (run_dir / "exit_code").open("x", encoding="utf-8") as file:
+        with (run_dir / EXIT_CODE).open("x", encoding="utf-8") as file:
             file.write(str(code))
     except FileExistsError:
         pass  # another rank was first

@@ -86,7 +86,9 @@ def _load(spec: ComponentSpec[Any, Any], target: Any) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or str(error)
         if f"{module}.".startswith(f"{missing}."):
-            raise MissingError(f"{spec.kind} '{spec.name}': there is no module '{missing}' (from '{target}')") from error
+            raise MissingError(
+                f"{spec.kind} '{spec.name}': there is no module '{missing}' (from '{target}')"
+            ) from error
         raise UnavailableError(
             f"{spec.kind} '{spec.name}' needs the Python package '{missing}', which is not installed"
         ) from error

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from components.images import decode
 from components.trackers.jsonl import read_metrics
@@ -19,6 +14,7 @@ from ghostvis_plugins.types import Conversation, Generation, Message
 from .context import RunContext
 from .optim import Row, format_table
 from .progress import clock
+from .provenance import provenance, table
 
 ANSWER = Generation(max_new_tokens=32)
 
@@ -34,14 +30,14 @@ def write_report(
     run_dir = context.run_dir
     metrics = read_metrics(run_dir)
     stage = context.values["stage"]["name"]
-    sections = [f"# {run_dir.name}: {stage}", _table({**_figures(metrics), **facts})]
+    sections = [f"# {run_dir.name}: {stage}", table({**_figures(metrics), **facts})]
     sections += ["## What trained", f"```\n{format_table(rows)}\n```"]
     if metrics:
         _draw_curve(metrics, run_dir / "loss.png", stage)
         sections += ["## Loss", "![loss over steps](loss.png)"]
     if samples and engine is not None:
         sections += ["## Held-out samples", _answered(samples, engine, run_dir)]
-    sections += ["## Where these figures come from", _table(_provenance(context))]
+    sections += ["## Where these figures come from", table(dict(_provenance(context)))]
     path = run_dir / "report.md"
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
@@ -87,48 +83,8 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _provenance(context: RunContext) -> dict[str, str]:
     from .rundir import resolved_of
 
-    argv = resolved_of(context.run_dir, {}).get("argv") or ["called from Python, without a command"]
-    return {
-        "command": f"`{' '.join(argv)}`",
-        "hardware": _hardware(context),
-        "software": f"Python {platform.python_version()}, torch {torch.__version__}",
-        "commit": _commit(),
-    }
-
-
-def _hardware(context: RunContext) -> str:
-    device = context.dist.device
-    if device.type == "cuda":
-        return f"{context.dist.world} × {torch.cuda.get_device_name(device)}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    name = platform.processor() or platform.machine()
-    return f"{device.type}: {name}, {cores} cores, {context.dist.world} × {torch.get_num_threads()} threads"
-
-
-def _commit() -> str:
-    """The checkout's commit, marked when it had changes; an installed package has none."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
-        return "unknown (installed package)"
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown (git did not answer)"
-    return found.stdout.strip() if found.returncode == 0 else "unknown (a checkout without commits)"
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())])
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    argv = resolved_of(context.run_dir, {}).get("argv") or []
+    return provenance(argv, context.dist.device, context.dist.world)
 
 
 def _draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -165,7 +121,7 @@ def _answered(samples: Sequence[Conversation], engine: Any, run_dir: Path) -> st
             lines.append(f"![{sample.id}]({name})")
         answer = sample.messages[len(prompt.messages)].text
         lines += [
-            _table({"question": prompt.messages[-1].text, "answer": answer, "model": completion.text, "id": sample.id})
+            table({"question": prompt.messages[-1].text, "answer": answer, "model": completion.text, "id": sample.id})
         ]
         blocks.append("\n\n".join(lines))
     return "\n\n".join(blocks)

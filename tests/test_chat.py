@@ -340,7 +340,7 @@ def test_wrong_arguments_are_explained(line: str) -> None:
 def test_unknown_commands_and_paths() -> None:
     with pytest.raises(MissingError, match="Did you mean 'image'"):
         parse("/imag cat.jpg", commands())
-    assert parse("/home/somebody/cat.jpg what is this?", commands()) is None
+    assert parse("/somewhere/cat.jpg what is this?", commands()) is None
     assert parse("hello", commands()) is None
     assert all(command.title in help_text(commands()) for command in BUILT_IN)
 

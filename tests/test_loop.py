@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from miniature import (
     EncoderOptions,
     TinyEncoder,
@@ -87,8 +85,8 @@ def interruption(at: int) -> ComponentSpec:
 
 
 def test_it_learns(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, stage__steps=60, stage__train=EVERYTHING)
-    run(wanted, registry(), tmp_path / "a")
+    given = values(start, stage__steps=60, stage__train=EVERYTHING)
+    run(given, registry(), tmp_path / "a")
     metrics = rows(tmp_path / "a")
     assert [row["step"] for row in metrics] == list(range(1, 61))
     assert metrics[0]["loss"] == pytest.approx(torch.log(torch.tensor(320.0)).item(), rel=0.05)
@@ -98,8 +96,8 @@ def test_it_learns(start: Path, tmp_path: Path) -> None:
 
 def test_micro_batches_do_not_change_what_is_learnt(start: Path, tmp_path: Path) -> None:
     for micro in (40, 100, 4000):
-        wanted = values(start, stage__micro_tokens=micro, stage__train=EVERYTHING)
-        run(wanted, registry(), tmp_path / str(micro))
+        given = values(start, stage__micro_tokens=micro, stage__train=EVERYTHING)
+        run(given, registry(), tmp_path / str(micro))
     whole = rows(tmp_path / "4000")
     for micro in ("40", "100"):
         for row, other in zip(rows(tmp_path / micro), whole, strict=True):
@@ -111,10 +109,10 @@ def test_micro_batches_do_not_change_what_is_learnt(start: Path, tmp_path: Path)
 
 def test_one_step_is_the_mean_over_all_targets(start: Path, tmp_path: Path) -> None:
     """Against the model itself, sample by sample, and for the gradient's norm as well."""
-    wanted = values(start, stage__steps=1, stage__train=EVERYTHING, stage__eval_samples=0)
-    run(wanted, registry(), tmp_path / "a")
+    given = values(start, stage__steps=1, stage__train=EVERYTHING, stage__eval_samples=0)
+    run(given, registry(), tmp_path / "a")
     (row,) = rows(tmp_path / "a")
-    context = RunContext(wanted, registry(), tmp_path, Distributed())
+    context = RunContext(given, registry(), tmp_path, Distributed())
     model = open_start(context, vision=True).model
     tokenizer = open_start(context, vision=True).tokenizer
     model.requires_grad_(True).encoder.requires_grad_(False)  # type: ignore[union-attr]
@@ -133,19 +131,20 @@ def test_one_step_is_the_mean_over_all_targets(start: Path, tmp_path: Path) -> N
 
 def test_a_resumed_run_is_the_same_run(start: Path, tmp_path: Path) -> None:
     """Twelve steps, and eight and six after an interruption: bit for bit, with metrics, data order and dropout."""
-    wanted = values(
+    given = values(
         start,
         encoder__dropout=0.3,
+        stage__features="none",
         stage__train={**EVERYTHING, "encoder": 1e-2},
         stage__checkpoint_every=3,
         stage__eval_every=4,
         stage__keep_checkpoints=9,
     )
-    run(wanted, registry(), tmp_path / "whole")
-    stopped = {**wanted, "tracker": {"name": "interrupt"}}
+    run(given, registry(), tmp_path / "whole")
+    stopped = {**given, "tracker": {"name": "interrupt"}}
     with pytest.raises(KeyboardInterrupt):
         run(stopped, registry(interruption(8)), tmp_path / "parts")
-    run(wanted, registry(), tmp_path / "parts", resume=True)
+    run(given, registry(), tmp_path / "parts", resume=True)
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert_same_weights(tmp_path / "parts", tmp_path / "whole")
     for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
@@ -155,9 +154,9 @@ def test_a_resumed_run_is_the_same_run(start: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 def test_a_killed_process_is_continued_by_another(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, stage__train=EVERYTHING, stage__checkpoint_every=4, stage__features="memory")
-    run(wanted, registry(), tmp_path / "whole")
-    killed = {**wanted, "tracker": {"name": "killer", "at": 7}}
+    given = values(start, stage__train=EVERYTHING, stage__checkpoint_every=4, stage__features="memory")
+    run(given, registry(), tmp_path / "whole")
+    killed = {**given, "tracker": {"name": "killer", "at": 7}}
     child = subprocess.run(
         [sys.executable, "tests/miniature.py", json.dumps([[str(tmp_path / "parts"), killed, False]])],
         cwd=ROOT,
@@ -167,7 +166,7 @@ def test_a_killed_process_is_continued_by_another(start: Path, tmp_path: Path) -
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     assert rows(tmp_path / "parts")[-1]["step"] == 7
-    run(wanted, registry(), tmp_path / "parts", resume=True)
+    run(given, registry(), tmp_path / "parts", resume=True)
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     assert_same_weights(tmp_path / "parts", tmp_path / "whole")
 
@@ -175,13 +174,13 @@ def test_a_killed_process_is_continued_by_another(start: Path, tmp_path: Path) -
 def test_resume_passes_over_a_damaged_checkpoint(
     start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = values(start, stage__checkpoint_every=4, stage__eval_samples=0, stage__keep_checkpoints=3)
-    run(wanted, registry(), tmp_path / "whole")
+    given = values(start, stage__checkpoint_every=4, stage__eval_samples=0, stage__keep_checkpoints=3)
+    run(given, registry(), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "hurt")
     for step in (8, 12):
         path = tmp_path / "hurt" / "checkpoints" / f"step_{step}" / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
-    run(wanted, registry(), tmp_path / "hurt", resume=True)
+    run(given, registry(), tmp_path / "hurt", resume=True)
     assert rows(tmp_path / "hurt") == rows(tmp_path / "whole")
     assert_same_weights(tmp_path / "hurt", tmp_path / "whole")
     said = capsys.readouterr().err
@@ -192,22 +191,22 @@ def test_resume_passes_over_a_damaged_checkpoint(
 def test_resume_without_a_checkpoint_starts_over_and_says_so(
     start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = values(start, stage__steps=3, stage__eval_samples=0)
+    given = values(start, stage__steps=3, stage__eval_samples=0)
     with pytest.raises(KeyboardInterrupt):
-        run({**wanted, "tracker": {"name": "interrupt"}}, registry(interruption(2)), tmp_path / "a")
+        run({**given, "tracker": {"name": "interrupt"}}, registry(interruption(2)), tmp_path / "a")
     assert len(rows(tmp_path / "a")) == 2
-    run(wanted, registry(), tmp_path / "a", resume=True)
+    run(given, registry(), tmp_path / "a", resume=True)
     assert [row["step"] for row in rows(tmp_path / "a")] == [1, 2, 3]
     assert "holds no usable checkpoint" in capsys.readouterr().err
 
 
 def test_resume_refuses_other_data(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, stage__steps=2, stage__eval_samples=0)
-    run(wanted, registry(), tmp_path / "a")
+    given = values(start, stage__steps=2, stage__eval_samples=0)
+    run(given, registry(), tmp_path / "a")
     with pytest.raises(ConfigError, match="seed was 7, and now is 8"):
-        run({**wanted, "seed": 8}, registry(), tmp_path / "a", resume=True)
+        run({**given, "seed": 8}, registry(), tmp_path / "a", resume=True)
     with pytest.raises(ConfigError, match="already holds a run"):
-        run(wanted, registry(), tmp_path / "a")
+        run(given, registry(), tmp_path / "a")
 
 
 def test_seeds_differ_by_step_and_rank() -> None:
@@ -216,10 +215,10 @@ def test_seeds_differ_by_step_and_rank() -> None:
 
 
 def test_bad_samples_are_left_out_counted_and_named(start: Path, tmp_path: Path) -> None:
-    wanted = values(
+    given = values(
         start, dataset__colours__broken=3, dataset__colours__mute=2, stage__max_bad_fraction=0.1, stage__steps=20
     )
-    run(wanted, registry(), tmp_path / "a")
+    run(given, registry(), tmp_path / "a")
     lines = [json.loads(line) for line in (tmp_path / "a" / "bad_samples.jsonl").read_text().splitlines()]
     found = {entry["id"]: entry["reason"] for entry in lines}
     assert found.keys() == {f"colours/train/{i}" for i in range(5)}
@@ -230,40 +229,47 @@ def test_bad_samples_are_left_out_counted_and_named(start: Path, tmp_path: Path)
 def test_the_loss_is_the_mean_over_what_is_left(start: Path, tmp_path: Path) -> None:
     """A picture that cannot be read takes its targets out of the divisor, too."""
     only = {"colours": {"broken": 10}}
-    wanted = values(
+    given = values(
         start,
         dataset=only,
         stage__steps=1,
+        stage__train=EVERYTHING,
+        stage__features="none",
         stage__eval_samples=0,
         stage__max_bad_fraction=1.0,
         stage__batch_tokens=1300,
     )
-    run(wanted, registry(), tmp_path / "a")
+    run(given, registry(), tmp_path / "a")
     (row,) = rows(tmp_path / "a")
     lines = (tmp_path / "a" / "bad_samples.jsonl").read_text().splitlines()
     assert len(lines) == 10
-    context = RunContext(wanted, registry(), tmp_path, Distributed())
+    context = RunContext(given, registry(), tmp_path, Distributed())
     begun = open_start(context, vision=True)
     plan = Stream(context.datasets("train"), begun.tokenizer, 4, seed=7, limit=100).next_step(1300)
     batches, bad = Collator(begun.model.encoder, None)([[drawn] for drawn in plan.samples])
     assert len(bad) >= 10
-    set_modes(begun.model.requires_grad_(False))
+    begun.model.requires_grad_(True).encoder.requires_grad_(False)  # type: ignore[union-attr]
+    set_modes(begun.model)
     nll, targets = zip(*(begun.model.loss(batch) for batch, _ in batches), strict=True)
+    mean = torch.stack(nll).sum() / sum(targets)
+    mean.backward()
+    norm = torch.stack([p.grad.norm() for p in begun.model.parameters() if p.grad is not None]).norm()
     assert row["target_tokens"] == sum(targets) < plan.targets
-    assert row["loss"] == pytest.approx((torch.stack(nll).sum() / sum(targets)).item(), rel=1e-5)
+    assert row["loss"] == pytest.approx(mean.item(), rel=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def test_too_many_bad_samples_stop_the_run(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, dataset__colours__broken=3, stage__max_bad_fraction=0.03, stage__steps=40)
+    given = values(start, dataset__colours__broken=3, stage__max_bad_fraction=0.03, stage__steps=40)
     with pytest.raises(DataError, match=r"unusable of 80 training samples, and 2 are allowed\n +3 .*not an image"):
-        run(wanted, registry(), tmp_path / "a")
+        run(given, registry(), tmp_path / "a")
     assert not (tmp_path / "a" / "model").exists()
 
 
 def test_a_loss_that_is_no_number_stops_with_the_samples(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, stage__train={"projector": 1e30, "backbone": 1e30}, stage__clip=0.0, stage__warmup=0)
+    given = values(start, stage__train={"projector": 1e30, "backbone": 1e30}, stage__clip=0.0, stage__warmup=0)
     with pytest.raises(GhostVisError, match=r"step \d+: loss .*(colours|texts)/train/"):
-        run(wanted, registry(), tmp_path / "a")
+        run(given, registry(), tmp_path / "a")
     incident = json.loads((tmp_path / "a" / "incident.json").read_text())
     assert len(incident["samples"]) > 5
     assert not (tmp_path / "a" / "model").exists()
@@ -271,23 +277,25 @@ def test_a_loss_that_is_no_number_stops_with_the_samples(start: Path, tmp_path: 
 
 def test_the_mixture_is_weighted_by_answer_tokens(start: Path, tmp_path: Path) -> None:
     """Weights 2 : 1 hold for target tokens, though an answer has 2 tokens and a text has 20."""
-    wanted = values(start, stage__steps=1)
-    context = RunContext(wanted, registry(), tmp_path, Distributed())
+    given = values(start, stage__steps=1)
+    context = RunContext(given, registry(), tmp_path, Distributed())
     begun = open_start(context, vision=True)
     stream = Stream(context.datasets("train"), begun.tokenizer, 4, seed=7, limit=100)
-    stream.next_step(20_000)
-    tokens = stream.mixture.state.tokens
+    tokens = {"colours": 0, "texts": 0}
+    for drawn in stream.next_step(20_000).samples:
+        tokens[drawn.source] += drawn.rendered.targets
     assert tokens["colours"] / tokens["texts"] == pytest.approx(2, rel=0.03)
+    assert tokens == stream.mixture.state.tokens
 
 
 def test_validation_is_the_models_own_loss(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, stage__steps=1, stage__train=EVERYTHING, stage__eval_samples=30)
-    model_dir = run(wanted, registry(), tmp_path / "a")
+    given = values(start, stage__steps=1, stage__train=EVERYTHING, stage__eval_samples=30)
+    model_dir = run(given, registry(), tmp_path / "a")
     (row,) = rows(tmp_path / "a")
     from components.weights import load_model
 
     loaded = load_model(model_dir, registry())
-    context = RunContext(wanted, registry(), tmp_path, Distributed())
+    context = RunContext(given, registry(), tmp_path, Distributed())
     plan = Stream(context.datasets("validation"), loaded.tokenizer, 4, seed=0, limit=100).first(30)
     batches, _ = Collator(loaded.model.encoder, None)([[drawn] for drawn in plan.samples])
     with torch.no_grad():
@@ -304,7 +312,7 @@ def _right(model: Any, batch: Batch) -> int:
 
 def test_the_best_weights_can_be_exported(start: Path, tmp_path: Path) -> None:
     """A rate that ruins the model at the end: "best" exports what the checkpoint of the best step holds."""
-    wanted = values(
+    given = values(
         start,
         stage__train={"projector": 0.5, "backbone": 0.5},
         stage__schedule="constant",
@@ -312,7 +320,7 @@ def test_the_best_weights_can_be_exported(start: Path, tmp_path: Path) -> None:
         stage__keep_checkpoints=1,
         stage__export="best",
     )
-    run(wanted, registry(), tmp_path / "a")
+    run(given, registry(), tmp_path / "a")
     losses = {row["step"]: row["val_loss"] for row in rows(tmp_path / "a")}
     best = min(losses, key=lambda step: losses[step])
     assert best < 12, losses
@@ -330,16 +338,16 @@ def test_kept_features_equal_fresh_ones(
     """Up to float16; and with a memory of nothing, with files of an earlier run, and with a damaged file."""
     monkeypatch.setenv("GHOSTVIS_CACHE", str(tmp_path / "cache"))
     for name, features in (("fresh", "none"), ("kept", mode), ("again", mode)):
-        wanted = values(start, stage__features=features, stage__train=EVERYTHING, stage__encode_batch=3)
+        given = values(start, stage__features=features, stage__train=EVERYTHING, stage__encode_batch=3)
         if name == "again":
             monkeypatch.setattr("stages.train.FeatureCache", _small())
             for path in list((tmp_path / "cache").rglob("*.npy"))[:2]:
                 path.write_bytes(path.read_bytes()[:40])
         if name == "again" and mode == "disk":
             with pytest.warns(UserWarning, match="encoded again"):
-                run(wanted, registry(), tmp_path / name)
+                run(given, registry(), tmp_path / name)
         else:
-            run(wanted, registry(), tmp_path / name)
+            run(given, registry(), tmp_path / name)
     for row, fresh in zip(rows(tmp_path / "kept"), rows(tmp_path / "fresh"), strict=True):
         assert row["data_hash"] == fresh["data_hash"]
         assert row["loss"] == pytest.approx(fresh["loss"], rel=2e-3)
@@ -354,30 +362,28 @@ def _small() -> Any:
     return build
 
 
-@given(company=st.lists(st.integers(0, 9), max_size=9), place=st.integers(0, 9))
-@settings(deadline=None, max_examples=20)
-def test_features_do_not_depend_on_the_company(company: list[int], place: int) -> None:
-    """Bit for bit, with the convolutions of the real encoder: kernels differ between batch sizes."""
+def test_features_do_not_depend_on_the_company() -> None:
+    """Bit for bit, with the convolutions of the real encoder: its kernels differ between batch sizes."""
     torch.manual_seed(0)
-    options = EfficientNetLite(image_size=32, feature_layer=3, weights="random")
-    net = build_efficientnet(options).requires_grad_(False)
+    net = build_efficientnet(EfficientNetLite(image_size=64, weights="random")).requires_grad_(False)
     net.init_weights()
 
     def features(shades: list[int]) -> list[Any]:
-        cache = FeatureCache(net, {}, on_disk=False, memory_bytes=2**20, encode_batch=4, device=torch.device("cpu"))
+        cache = FeatureCache(net, {}, on_disk=False, memory_bytes=2**20, encode_batch=32, device=torch.device("cpu"))
         return cache.lookup([square((200, 100, 50), shade) for shade in shades])
 
-    (alone,) = features([77])
-    together = features([*company[:place], 77, *company[place:]])
-    assert torch.equal(together[min(place, len(company))], alone)
+    alone = features([31])[0]
+    for before, after in ((0, 1), (5, 2), (31, 0), (40, 3)):
+        company = features([*range(32, 32 + before), 31, *range(80, 80 + after)])
+        assert torch.equal(company[before], alone)
 
 
 def test_features_of_an_encoder_that_trains_are_refused(start: Path, tmp_path: Path) -> None:
-    wanted = values(start, stage__features="memory", stage__train={"encoder": 1e-3})
+    given = values(start, stage__features="memory", stage__train={"encoder": 1e-3})
     with pytest.raises(ConfigError, match="this run trains it"):
-        run(wanted, registry(), tmp_path / "a")
-    wanted["stage"]["features"] = "none"
-    run(wanted, registry(), tmp_path / "b")
+        run(given, registry(), tmp_path / "a")
+    given["stage"]["features"] = "none"
+    run(given, registry(), tmp_path / "b")
 
 
 def test_a_frozen_tensor_that_moves_is_an_error(start: Path, tmp_path: Path) -> None:
@@ -392,7 +398,7 @@ def test_a_frozen_tensor_that_moves_is_an_error(start: Path, tmp_path: Path) -> 
             self.calls += 1
             return super().forward(pixels)
 
-    wanted = values(start, encoder__name="restless", stage__steps=1)
+    given = values(start, encoder__name="restless", stage__steps=1)
     with pytest.raises(GhostVisError, match="a frozen tensor changed"):
-        run(wanted, registry(encoder("restless", config=EncoderOptions, build=Restless)), tmp_path / "a")
+        run(given, registry(encoder("restless", config=EncoderOptions, build=Restless)), tmp_path / "a")
     assert not (tmp_path / "a" / "model").exists()

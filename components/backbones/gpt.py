@@ -30,7 +30,7 @@ from .functional import relu_squared, rms_norm, rotate, rotation
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of one layer → its heads' outputs
 
-EMBEDDING_STD = 0.02
+EMBEDDING_STD = 1.0
 
 
 class Block(nn.Module):
@@ -86,8 +86,9 @@ class GPT(nn.Module):
         """Random weights; the one place where their scale is decided.
 
         Input projections: uniform with standard deviation 1/√fan_in, so activations keep their size. Output
-        projections: zero. The embedding's scale is lost in the norm that follows; a small one lets it move
-        quickly under Adam. The head starts near zero: the first loss is ln(vocabulary).
+        projections: zero. The embedding's scale is lost in the norm that follows, but it decides how fast Adam turns
+        the tokens: from 0.02 they turn so fast that questions of yes or no are not learnt (docs/log.md). The head
+        starts near zero: the first loss is ln(vocabulary).
         """
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         for block in self.blocks:
