@@ -14,7 +14,6 @@ from typing import NoReturn
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.resolved import load_resolved, registry_for
 
-
 EXIT_CODE = "exit_code"
 """File in the run directory in which the first process that fails leaves its exit code."""
 
