@@ -23,6 +23,7 @@ from components import images, packages
 from ghostvis_plugins import DataError, UnavailableError
 
 from .config import EfficientNetLite as Config
+from .folding import Folded
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -54,6 +55,7 @@ class EfficientNetLite(nn.Module):
         self.head = nn.Sequential(full.conv_head, full.bn2) if config.feature_layer == "head" else None
         self.to(memory_format=torch.channels_last)
         self.eval()
+        self._folded = Folded()
 
     def transform(self) -> Mapping[str, Any]:
         """The whole picture on a padded square, bicubic, scaled to [-1, 1]."""
@@ -95,6 +97,12 @@ class EfficientNetLite(nn.Module):
                 module.reset_parameters()
 
     def forward(self, pixels: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or pixels.is_meta:
+            return self.features(pixels)
+        return self._folded.of(self).features(pixels)  # type: ignore[no-any-return]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """The forward pass as it is written, also where gradients are wanted."""
         x = self.stem(pixels.contiguous(memory_format=torch.channels_last))
         stride16 = x
         for number, group in enumerate(self.blocks, start=1):
