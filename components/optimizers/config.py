@@ -27,4 +27,4 @@ class Muon(BaseModel):
     exclude: tuple[str, ...] = Field(
         ("embedding", "head"), description="names of modules whose matrices are not hidden ones: AdamW trains them"
     )
-    adamw: AdamW = Field(AdamW(), description="options of the AdamW beside it")
+    adamw: AdamW = Field(default_factory=lambda: AdamW.model_validate({}), description="options of the AdamW beside it")

@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         return parameter.ndim == 2 and parts[-1] == "weight" and not set(parts).intersection(self.config.exclude)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no line search, so no closure
         """One update of every parameter that has a gradient."""
         if self._adamw is not None:
             self._adamw.step()
