@@ -30,22 +30,22 @@ class RunFailedError(GhostVisError):
 
 def prepare(resolved: Resolved, *, resume: bool) -> Path:
     """Make the run directory and write ``resolved.json``. Raises ConfigError where a run would be overwritten."""
+    from stages.rundir import claim
+
     values = resolved.values
+    if resume and not values["name"]:
+        raise ConfigError("--resume needs the --name of the run to continue")
     if not values["name"]:
         values["name"] = _free_name(values["stage"]["name"])
         resolved.origins["name"] = "default"
     run_dir = RUNS / values["name"]
     file = run_dir / "resolved.json"
-    if file.exists():
-        if not resume:
-            raise ConfigError(
-                f"{run_dir} exists", hint=f"use --resume to continue it, or another --name than '{values['name']}'"
-            )
+    if resume:
+        if not file.exists():
+            raise ConfigError(f"{run_dir} holds no run to resume", hint="leave --resume out to start it")
         _check_same(load_resolved(file).values, values, run_dir)
         return run_dir
-    if resume:
-        raise ConfigError(f"{run_dir} holds no run to resume", hint="leave --resume out to start it")
-    run_dir.mkdir(parents=True, exist_ok=True)
+    claim(run_dir, resume=False)
     file.write_text(resolved.to_json(), encoding="utf-8")
     return run_dir
 

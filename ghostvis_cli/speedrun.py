@@ -140,11 +140,13 @@ def _resolve(recipe: str, flags: dict[str, Any]) -> Resolved:
 
 def _stage(recipe: str, flags: dict[str, Any], processes: int) -> None:
     """Run one recipe, or go on with it, or leave it when it is done."""
+    from stages.rundir import products
+
     from .launch import RUNS, prepare, start
 
     resolved = _resolve(recipe, flags)
     run_dir = RUNS / flags["name"]
-    resume = (run_dir / "resolved.json").exists()
+    resume = bool(products(run_dir))
     prepare(resolved, resume=resume)
     if resume and (run_dir / "model" / "config.json").exists():
         note(f"{run_dir} is complete")

@@ -16,12 +16,17 @@ _PRODUCTS = ("checkpoints", "model", "metrics.jsonl")
 def claim(run_dir: Path, resume: bool) -> None:
     """Make the folder of a new run. Raises ConfigError when it holds another run's results."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    found = [name for name in _PRODUCTS if (run_dir / name).exists()]
+    found = products(run_dir)
     if found and not resume:
         raise ConfigError(
             f"{run_dir} already holds a run ({', '.join(found)})",
             hint="continue it with --resume, or choose another --name",
         )
+
+
+def products(run_dir: Path) -> list[str]:
+    """What a run has left in its folder so far: nothing when it failed before its first step."""
+    return [name for name in _PRODUCTS if (run_dir / name).exists()]
 
 
 def resolved_of(run_dir: Path, values: dict[str, Any]) -> dict[str, Any]:

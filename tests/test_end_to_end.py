@@ -171,6 +171,17 @@ def test_mistakes_are_said_in_plain_words(home: Path, arguments: list[str], code
         assert word in said
 
 
+def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path) -> None:
+    start = ["train", "--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model"]
+    assert "--resume" in ghostvis(home, *start, "--name", "tiny-2-pretrain", code=3).stderr
+    assert "--name" in ghostvis(home, *start, "--resume", code=3).stderr
+    changed = ghostvis(home, *start, "--name", "tiny-2-pretrain", "--resume", "--seed", "7", code=3).stderr
+    assert "seed: 0 → 7" in changed
+    failing = ["--set", "backbone.max_positions=8", "--set", "dataset.chitchat.form=conversations"]
+    ghostvis(home, *start, "--name", "again", *failing, code=3)
+    ghostvis(home, *start, "--name", "again", "--set", "stage.steps=2", "--set", "stage.eval_samples=0")
+
+
 def test_without_a_model_chat_says_how_to_get_one(tmp_path: Path) -> None:
     assert "ghostvis speedrun" in ghostvis(tmp_path, "chat", "--prompt", "hi", code=4).stderr
 
