@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,18 @@ def ghostvis(folder: Path, *arguments: str, code: int = 0, **environment: str) -
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the rehearsal preset has run from nothing."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     ghostvis(folder, "speedrun", "--preset", "tiny", "--eval-limit", "40")
     return folder
+
+
+@pytest.fixture
+def home(trained: Path) -> Iterator[Path]:
+    """A folder in which the rehearsal preset has run from nothing; a test's own runs don't stay the newest model."""
+    yield trained
+    (trained / "runs/latest").unlink()
+    (trained / "runs/latest").symlink_to("tiny-4-sft/model")
 
 
 def test_the_speedrun_leaves_a_report_scores_and_a_model(home: Path) -> None:
@@ -130,9 +138,6 @@ def test_third_party_packages_train_and_answer_by_name(home: Path, installed: di
 
     missing = ghostvis(home, "chat", "--model", "theirs", *question, code=4).stderr
     assert "patchmean" in missing
-    # leave the folder as the other tests expect it
-    (home / "runs/latest").unlink()
-    (home / "runs/latest").symlink_to("tiny-4-sft/model")
 
 
 @pytest.mark.parametrize(
