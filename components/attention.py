@@ -11,13 +11,19 @@ by all layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ghostvis_plugins import DataError
+
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of one layer → its heads' outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +237,22 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int
     rectangle = q[sees.source].to(keys.dtype)  # [rows, longest, H, hd]; under autocast types differ
     out = _rectangle(rectangle, keys[:, : layout.used], values[:, : layout.used], sees.mask)
     return out.flatten(0, 1)[sees.inverse].to(q.dtype)
+
+
+def attends(cu_seqlens: Tensor, cache: KVCache | None, device: torch.device, layers: int) -> list[Attend]:
+    """Attention of each layer; where tokens go is worked out once for all of them."""
+    if cache is None:
+        return [partial(packed_attention, layout=PackedLayout.build(cu_seqlens, device))] * layers
+    layout = CachedLayout.build(cu_seqlens, cache)
+    return [partial(cached_attention, cache=cache, layer=n, layout=layout) for n in range(layers)]
+
+
+def check_length(cu_seqlens: Tensor, cache: KVCache | None, limit: int) -> None:
+    """Raises DataError when a document, with what the cache holds of it, is longer than ``limit`` tokens."""
+    lengths = cu_seqlens.diff()
+    longest = int((lengths if cache is None else lengths + cache.lengths).max())
+    if longest > limit:
+        raise DataError(
+            f"a document of {longest} tokens exceeds backbone.max_positions = {limit}",
+            hint="shorten the conversation, or train with a larger backbone.max_positions",
+        )

@@ -36,6 +36,34 @@ def _model() -> Iterator[ComponentSpec]:
         summary="EfficientNet-Lite0 with ImageNet weights",
         license="Apache-2.0",
     )
+    yield encoder(
+        "siglip",
+        config="components.encoders.config:Siglip",
+        build="components.encoders.vit:build_siglip",
+        summary="SigLIP vision transformers, from B/16 to SO400M/14",
+        license="Apache-2.0",
+    )
+    yield encoder(
+        "siglip2",
+        config="components.encoders.config:Siglip2",
+        build="components.encoders.vit:build_siglip2",
+        summary="SigLIP 2 vision transformers of fixed resolution",
+        license="Apache-2.0",
+    )
+    yield encoder(
+        "clip",
+        config="components.encoders.config:Clip",
+        build="components.encoders.vit:build_clip",
+        summary="OpenAI's CLIP vision transformers",
+        license="MIT",
+    )
+    yield encoder(
+        "dinov2",
+        config="components.encoders.config:Dinov2",
+        build="components.encoders.vit:build_dinov2",
+        summary="DINOv2 vision transformers, trained without labels",
+        license="Apache-2.0",
+    )
     yield resampler(
         "perceiver",
         config="components.resamplers.config:Perceiver",
@@ -47,6 +75,18 @@ def _model() -> Iterator[ComponentSpec]:
         config="components.resamplers.config:AvgPool",
         build="components.resamplers.pooling:build_avgpool",
         summary="mean over the cells of a square grid",
+    )
+    yield resampler(
+        "pixel_shuffle",
+        config="components.resamplers.config:PixelShuffle",
+        build="components.resamplers.pixel_shuffle:build",
+        summary="neighbouring features side by side in one wider vector",
+    )
+    yield resampler(
+        "idefics2",
+        config="components.resamplers.config:Idefics2",
+        build="components.resamplers.idefics2:build",
+        summary="Idefics2's connector: projection first, then a perceiver; with projector identity",
     )
     yield resampler(
         "identity",
@@ -78,6 +118,14 @@ def _model() -> Iterator[ComponentSpec]:
         build="components.backbones.gpt:build",
         summary="a small GPT trained from scratch; depth is the one dial",
     )
+    yield backbone(
+        "decoder",
+        config="components.backbones.config:Decoder",
+        build="components.backbones.decoder:build",
+        tokenizer="components.backbones.decoder:tokenizer_folder",
+        summary="pretrained language models: Qwen2.5, Qwen3, SmolLM2, Llama 3.2",
+        license="Apache-2.0, Qwen Research or Llama 3.2 Community, by checkpoint",
+    )
     yield engine(
         "native",
         config="components.engines.config:Native",
@@ -100,6 +148,27 @@ def _data() -> Iterator[ComponentSpec]:
         build="components.datasets.openmoji:build",
         summary="OpenMoji pictures and their names",
         license=_OPENMOJI,
+    )
+    yield dataset(
+        "tuxpaint",
+        config="components.datasets.config:TuxPaint",
+        build="components.datasets.tuxpaint:build",
+        summary="Tux Paint stamps: pictures with a sentence by a person",
+        license="GPL-2.0-or-later",
+    )
+    yield dataset(
+        "openclipart",
+        config="components.datasets.config:OpenClipart",
+        build="components.datasets.openclipart:build",
+        summary="Open Clip Art drawings with their titles",
+        license="public domain",
+    )
+    yield dataset(
+        "gimp_help",
+        config="components.datasets.config:GimpHelp",
+        build="components.datasets.gimp_help:build",
+        summary="figures of the GIMP manual with their captions",
+        license="GFDL-1.2-or-later",
     )
     yield dataset(
         "scenes",
@@ -139,6 +208,18 @@ def _data() -> Iterator[ComponentSpec]:
         config="components.tasks.config:ScenesTask",
         build="components.tasks.scenes:build",
         summary="questions about composed scenes of held-out pictures",
+    )
+    yield task(
+        "captions",
+        config="components.tasks.config:CaptionsTask",
+        build="components.tasks.captions:build",
+        summary="the right caption of a held-out picture, by likelihood",
+    )
+    yield task(
+        "chat_perplexity",
+        config="components.tasks.config:ChatPerplexityTask",
+        build="components.tasks.perplexity:build",
+        summary="perplexity of held-out dialogues",
     )
 
 

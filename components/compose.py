@@ -6,8 +6,11 @@ so a mismatch is found on the meta device, before any weight is allocated.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -52,6 +55,36 @@ def build_model(
     return model
 
 
+def components_of(model: VLM, values: Mapping[str, Any], registry: Registry) -> dict[str, dict[str, Any] | None]:
+    """Each part's name with every option spelt out, as a model directory records it; None for an absent part.
+
+    A part that keeps its options in ``config`` says itself what they are: it may have learnt some from a checkpoint.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for kind in PARTS:
+        module, options = getattr(model, kind), component_options(values, kind)
+        if module is None or options is None:
+            found[kind] = None
+            continue
+        config = registry.make_config(kind, options["name"], options)
+        own = getattr(module, "config", None)
+        known = own if isinstance(own, type(config)) else config
+        found[kind] = {"name": options["name"], **known.model_dump(mode="json")}
+    return found
+
+
+def pretrained_tokenizer(values: Mapping[str, Any], registry: Registry) -> Path | None:
+    """The folder of the tokenizer that the chosen backbone's weights know; None when they know none.
+
+    Raises UnavailableError when the weights are out of reach.
+    """
+    options = component_options(values, "backbone")
+    if options is None:
+        return None
+    spec = registry.get("backbone", options["name"])
+    return spec.load_tokenizer()(registry.make_config("backbone", options["name"], options))
+
+
 def component_options(values: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
     """The table of one part as a dictionary with ``name``; None where the part is absent."""
     value = values.get(kind)
@@ -72,7 +105,9 @@ class _Composer:
         if self.options["encoder"] is None:
             return VLM(backbone)
         encoder = self.part("encoder")
-        resampler = self.part("resampler", in_dim=encoder.out_dim, in_tokens=encoder.tokens)
+        resampler = self.part(
+            "resampler", in_dim=encoder.out_dim, in_tokens=encoder.tokens, optional={"model_dim": backbone.dim}
+        )
         source = "encoder" if resampler.out_dim == encoder.out_dim else "resampler"
         projector = self.part("projector", source, in_dim=resampler.out_dim, out_dim=backbone.dim)
         if projector.out_dim != backbone.dim:
@@ -85,8 +120,13 @@ class _Composer:
             )
         return VLM(backbone, encoder, resampler, projector)
 
-    def part(self, kind: str, source: str = "encoder", **known: int) -> Any:
-        """Build one part. ``known`` is what only the composition knows; ``source`` the part ``in_dim`` stems from."""
+    def part(
+        self, kind: str, source: str = "encoder", *, optional: Mapping[str, int] = MappingProxyType({}), **known: int
+    ) -> Any:
+        """Build one part. ``known`` is what only the composition knows; ``source`` the part ``in_dim`` stems from.
+
+        Of ``optional`` a builder gets what it names among its parameters.
+        """
         options = self.options[kind]
         if options is None:
             raise ConfigError(
@@ -96,7 +136,9 @@ class _Composer:
         expected = getattr(config, "in_dim", None)
         if expected is not None and expected != known.get("in_dim", expected):
             self.fail(f"{kind}.in_dim", f"{kind}.in_dim {expected} != {source}.out_dim {known['in_dim']}")
-        module = self.registry.get(kind, options["name"]).load_build()(config, **known)
+        build = self.registry.get(kind, options["name"]).load_build()
+        named = inspect.signature(build).parameters if optional else ()
+        module = build(config, **known, **{key: value for key, value in optional.items() if key in named})
         for attribute in ATTRIBUTES[kind]:
             if not hasattr(module, attribute):
                 self.fail(kind, f"{kind} '{options['name']}' has no attribute '{attribute}'; its Protocol asks for it")

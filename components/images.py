@@ -32,7 +32,10 @@ MAX_PIXELS = 40_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 WHITE = (255, 255, 255)
 
-Fit = Literal["squash", "pad"]
+MAX_ASPECT = 16
+"""Strips longer than this are cut to their middle before "crop" scales them: whole, they could need gigabytes."""
+
+Fit = Literal["squash", "pad", "crop"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 _FILTERS = {
     "nearest": PIL.Image.Resampling.NEAREST,
@@ -139,21 +142,27 @@ def to_pixels(
     std: Sequence[float] = (0.5, 0.5, 0.5),
     interpolation: Interpolation = "bicubic",
     fit: Fit = "squash",
+    edge: int | None = None,
 ) -> Tensor:
     """Resize an RGB picture to ``size`` (height, width) and normalise it: float32 ``[3, H, W]``.
 
-    ``fit`` is ``"squash"`` (both sides scaled on their own) or ``"pad"`` (aspect kept, centred on white).
+    ``fit`` is ``"squash"`` (both sides scaled on their own), ``"pad"`` (aspect kept, centred on white) or ``"crop"``
+    (aspect kept, the shorter side scaled to ``edge``, the longer of ``size`` when not given, and the middle cut out).
     Scaling down is antialiased. Pixels are ``(value / 255 - mean) / std``. Raises ConfigError for unknown modes.
     """
     import torch  # here, so that data sets and listings decode pictures without it
 
-    unit = np.asarray(resize(image, size, interpolation, fit), dtype=np.float32) / 255.0
+    unit = np.asarray(resize(image, size, interpolation, fit, edge), dtype=np.float32) / 255.0
     array = (unit - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
 def resize(
-    image: PIL.Image.Image, size: int | Sequence[int], interpolation: Interpolation = "bicubic", fit: Fit = "squash"
+    image: PIL.Image.Image,
+    size: int | Sequence[int],
+    interpolation: Interpolation = "bicubic",
+    fit: Fit = "squash",
+    edge: int | None = None,
 ) -> PIL.Image.Image:
     """The geometric half of :func:`to_pixels`: an RGB picture of exactly ``size`` (height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
@@ -162,13 +171,34 @@ def resize(
     method = _FILTERS[interpolation]
     if fit == "squash":
         return image.resize((width, height), method)
+    if fit == "crop":
+        return _middle(image, height, width, method, edge or max(height, width))
     if fit != "pad":
-        raise ConfigError(f"fit = {fit!r}: unknown; one of squash, pad")
+        raise ConfigError(f"fit = {fit!r}: unknown; one of squash, pad, crop")
     scale = min(width / image.width, height / image.height)
     inner = (max(1, min(width, round(image.width * scale))), max(1, min(height, round(image.height * scale))))
     canvas = PIL.Image.new("RGB", (width, height), WHITE)
     canvas.paste(image.resize(inner, method), ((width - inner[0]) // 2, (height - inner[1]) // 2))
     return canvas
+
+
+def _middle(
+    image: PIL.Image.Image, height: int, width: int, method: PIL.Image.Resampling, edge: int
+) -> PIL.Image.Image:
+    """The shorter side to ``edge``, then the middle of ``height`` x ``width``; rounded as torchvision does."""
+    if edge < max(height, width):
+        raise ConfigError(f"edge = {edge}: smaller than the {height} x {width} pixels that are cut out")
+    long = MAX_ASPECT * min(image.size)
+    if max(image.size) > long:
+        image = _cut(image, min(image.height, long), min(image.width, long))
+    short = min(image.size)
+    scaled = image.resize((edge * image.width // short, edge * image.height // short), method)
+    return _cut(scaled, height, width)
+
+
+def _cut(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def transform_hash(transform: Mapping[str, Any]) -> str:

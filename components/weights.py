@@ -17,18 +17,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from components.compose import PARTS, build_model, component_options
+from components.compose import PARTS, build_model
 from components.images import transform_hash
+from components.pretrained.tensors import TensorFolder, check_fit, fill, refuse_pickles
 from components.tokenizers import Tokenizer
 from components.vlm import VLM
 from ghostvis_plugins import DataError, MissingError
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 ARCHITECTURE = "ghostvis"
 CONFIG, WEIGHTS, RESOLVED = "config.json", "model.safetensors", "resolved.json"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +51,6 @@ class LoadedModel:
     path: Path
 
 
-def model_config(values: Mapping[str, Any], registry: Registry, tasks: Sequence[str] = ()) -> dict[str, Any]:
-    """What ``config.json`` says about the parts of a run's model: names with every option spelt out, and its tasks."""
-    components: dict[str, Any] = {}
-    for kind in PARTS:
-        options = component_options(values, kind)
-        if options is not None and (kind == "backbone" or component_options(values, "encoder")):
-            config = registry.make_config(kind, options["name"], options)
-            components[kind] = {"name": options["name"], **config.model_dump(mode="json")}
-        else:
-            components[kind] = None
-    return {"components": components, "eval": list(tasks)}
-
-
 def save_model(
     folder: str | Path,
     model: VLM,
@@ -72,7 +58,8 @@ def save_model(
     config: Mapping[str, Any],
     resolved: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model directory; ``config`` comes from :func:`model_config`. Returns ``folder``.
+    """Write a model directory; ``config`` holds ``components`` (:func:`components.compose.components_of`) and the tasks
+    it is for, ``eval``. Returns ``folder``.
 
     Everything is written and flushed beside the target and then renamed: an interrupted save leaves the former
     directory, or none, but never half of one.
@@ -132,11 +119,10 @@ def load_model(
             f"(transform hash {_transform_hash(expected)}, the model's is {config.get('transform_hash')})",
             hint="use the version of the encoder's package that the model was trained with (resolved.json names it)",
         )
-    _compare(weights, expected.state_dict())
+    source, what = TensorFolder.open(weights), f"the model of its {CONFIG}"
+    check_fit(expected, source, what=what)
     model = build_model(components, registry, tokenizer.vocab_size, init=False)
-    with safe_open(weights, framework="pt") as file:
-        # Copied, not assigned: a module keeps the memory format it has chosen for its weights.
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    fill(model, source, what=what)
     return LoadedModel(model.to(device=device, dtype=dtype).eval(), tokenizer, config, folder)
 
 
@@ -210,35 +196,10 @@ def _plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 def _weights_file(folder: Path) -> Path:
     path = folder / WEIGHTS
-    if path.is_file():
-        return path
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
-    if pickles:
-        raise DataError(
-            f"{folder}: weights in {pickles[0]} are refused: a pickle can run any code when it is read",
-            hint=f"ask for them as {WEIGHTS}",
-        )
-    raise MissingError(f"no model at {folder}: it holds no {WEIGHTS}")
-
-
-def _compare(weights: Path, expected: Mapping[str, Tensor]) -> None:
-    """Header of the file against the model's shapes; the library checks the header against the file's size."""
-    try:
-        with safe_open(weights, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{weights} is truncated or not a safetensors file: {error}") from error
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} {what} ({names[0]})"
-            for names, what in ((missing, "missing"), (unexpected, "unexpected"))
-            if names
-        ]
-        raise DataError(f"{weights} does not belong to the model of its {CONFIG}: tensors {', '.join(parts)}")
-    for name, shape in found.items():
-        if shape != tuple(expected[name].shape):
-            raise DataError(f"{weights}: {name} has shape {shape}, the model needs {tuple(expected[name].shape)}")
+    if not path.is_file():
+        refuse_pickles(folder)
+        raise MissingError(f"no model at {folder}: it holds no {WEIGHTS}")
+    return path
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .completion import complete_component
-from .options import Json
+from .options import Json, given_options
 from .output import emit_json, examples, note, short_path, table
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def register(parent: typer.Typer) -> None:
 @app.command("list", epilog=examples("ghostvis data list", "ghostvis data list --json"))
 def list_(json: Json = False) -> None:
     """Data sets, and the pinned packages with their licences. Downloads nothing."""
+    from components.datasets import debian
     from components.packages import PACKAGES, cache_dir, cached
 
     from .session import registry
@@ -52,9 +53,24 @@ def list_(json: Json = False) -> None:
             "needed_by": list(pin.needed_by),
         }
         for pin in PACKAGES.values()
+        if not pin.weights
+    ]
+    of_debian = [
+        {
+            "name": pin.name,
+            "version": pin.version,
+            "sha256": pin.sha256,
+            "megabytes": pin.megabytes,
+            "cached": debian.cached(pin.name) is not None,
+            "installed": pin.installed.is_dir(),
+            "license": pin.license,
+            "attribution": pin.attribution,
+            "needed_by": list(pin.needed_by),
+        }
+        for pin in debian.PACKAGES.values()
     ]
     if json:
-        emit_json(datasets=datasets, packages=packages, cache=str(cache_dir()))
+        emit_json(datasets=datasets, packages=packages, debian=of_debian, cache=str(cache_dir()))
         return
     table(("data set", "licence", "summary"), [list(row.values()) for row in datasets])
     print()
@@ -63,21 +79,38 @@ def list_(json: Json = False) -> None:
         for p in packages
     ]
     table(("package", "version", "MB", "cached", "licence", "attribution"), rows)
+    print()
+    rows = [
+        (
+            p["name"],
+            p["version"],
+            f"{p['megabytes']:g}",
+            "installed" if p["installed"] else "yes" if p["cached"] else "no",
+            p["license"],
+            p["attribution"],
+        )
+        for p in of_debian
+    ]
+    table(("debian package", "version", "MB", "cached", "licence", "attribution"), rows)
     note(f"\nCache: {short_path(cache_dir())} (GHOSTVIS_CACHE moves it)")
 
 
-@app.command(epilog=examples("ghostvis data download", "ghostvis data download easy_vqa efficientnet_lite"))
+@app.command(epilog=examples("ghostvis data download", "ghostvis data download easy_vqa openmoji"))
 def download(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Packages, or components that need them. Default: all.", metavar="[NAME]..."),
+        typer.Argument(help="Packages, or components that need them. Default: all but Debian's.", metavar="[NAME]..."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Fetch packages into the cache, so that everything afterwards works offline. Ends with 5 without network."""
-    from components.packages import fetch
+    from components import packages
+    from components.datasets import debian
 
-    folders = {name: str(fetch(name)) for name in wanted_packages(names or [])}
+    folders = {
+        name: str((debian if name in debian.PACKAGES else packages).fetch(name))
+        for name in wanted_packages(names or [])
+    }
     if json:
         emit_json(packages=folders)
         return
@@ -86,17 +119,26 @@ def download(
 
 
 def wanted_packages(names: list[str]) -> list[str]:
-    """The packages behind names of packages or components; every package for no name. Raises MissingError."""
+    """The packages behind names of packages or data sets. Raises MissingError.
+
+    For no name that is every package of data but Debian's, which are large and wanted by three data sets only.
+    """
+    from components.datasets import debian
     from components.packages import PACKAGES
     from ghostvis_plugins import MissingError
     from ghostvis_plugins.errors import did_you_mean
 
-    known = [*PACKAGES, *dict.fromkeys(user for pin in PACKAGES.values() for user in pin.needed_by)]
+    pins = [pin for pin in PACKAGES.values() if not pin.weights]
+    users = {pin.name: pin.needed_by for pin in pins}
+    users |= {pin.name: pin.needed_by for pin in debian.PACKAGES.values()}
+    known = [*users, *dict.fromkeys(user for needed_by in users.values() for user in needed_by)]
     for name in names:
         if name not in known:
-            message = f"no package and no component with packages is called '{name}'.{did_you_mean(name, known)}"
-            raise MissingError(message, hint=f"Known: {', '.join(known)}.")
-    return [p.name for p in PACKAGES.values() if not names or p.name in names or set(p.needed_by) & set(names)]
+            message = f"no package and no data set with packages is called '{name}'.{did_you_mean(name, known)}"
+            raise MissingError(message, hint=f"Known: {', '.join(known)}. Weights: `ghostvis weights download`.")
+    if not names:
+        return [pin.name for pin in pins]
+    return [name for name, needed_by in users.items() if name in names or set(needed_by) & set(names)]
 
 
 @app.command(epilog=examples("ghostvis data preview scenes --out scenes.png", "ghostvis data preview chitchat --json"))
@@ -166,7 +208,6 @@ def _build(name: str, split: str, sets: list[str] | None) -> Dataset:
     """The data set with its options. Raises ConfigError for an option or a split that does not exist."""
     from ghostvis_plugins import ConfigError
     from ghostvis_plugins.errors import did_you_mean
-    from ghostvis_plugins.layers import literal
 
     from .session import registry
 
@@ -174,12 +215,7 @@ def _build(name: str, split: str, sets: list[str] | None) -> Dataset:
         raise ConfigError(
             f"--split {split}: unknown.{did_you_mean(split, SPLITS)}", hint=f"One of {', '.join(SPLITS)}."
         )
-    options: dict[str, Any] = {}
-    for text in sets or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {text}: is not of the form KEY=VALUE", hint="For example --set views=4.")
-        options[key.removeprefix(f"dataset.{name}.")] = literal(value)
+    options = given_options(sets or [], f"dataset.{name}.")
     found = registry()
     origins = {f"dataset.{name}.{key}": "--set" for key in options}
     config = found.make_config("dataset", name, options, origins)

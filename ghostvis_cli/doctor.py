@@ -20,8 +20,8 @@ from .session import registry
 
 # fmt: off
 PACKAGES = (
-    "torch", "torchvision", "timm", "safetensors", "tokenizers", "numpy", "pillow", "pydantic", "pydantic-settings",
-    "pluggy", "typer", "textual", "resvg-py",
+    "torch", "torchvision", "timm", "safetensors", "tokenizers", "huggingface-hub", "gguf", "onnx", "numpy", "pillow",
+    "pydantic", "pydantic-settings", "pluggy", "typer", "textual", "resvg-py",
 )
 # fmt: on
 
@@ -38,7 +38,7 @@ def doctor(json: Json = False) -> None:
     if json:
         emit_json(**report)
         return
-    for section in ("versions", "packages", "machine", "folders"):
+    for section in ("versions", "packages", "machine", "folders", "weights"):
         print(f"{section.capitalize()}")
         table_rows = [(f"  {key}", "-" if value is None else value) for key, value in report[section].items()]
         for key, value in table_rows:
@@ -71,6 +71,7 @@ def collect() -> dict[str, Any]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "machine": {"system": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(), **devices()},
         "folders": folders(),
+        "weights": weights(),
         "plugins": plugins,
         "problems": [
             *found.warnings,
@@ -109,6 +110,36 @@ def folders() -> dict[str, str]:
         "packaged plugins.toml": _place(packaged_file()),
         "runs": f"runs{'' if Path('runs').is_dir() else ' (does not exist)'}",
     }
+
+
+def weights() -> dict[str, str]:
+    """Which pretrained weights are in reach: through the hub, in its cache, in packages."""
+    from huggingface_hub import constants
+
+    from .weights import rows_of_checkpoints
+
+    rows = rows_of_checkpoints()
+    here = {place: sorted({row["checkpoint"] for row in rows if row["here"] == place}) for place in ("hub", "package")}
+    return {
+        "hub": hub_state(),
+        "hub cache": _place(Path(constants.HF_HUB_CACHE)),
+        "in the hub's cache": ", ".join(here["hub"]) or "none",
+        "in packages": ", ".join(here["package"]) or "none",
+    }
+
+
+def hub_state() -> str:
+    """Whether the Hugging Face hub answers, within three seconds. Its address may be a private mirror's: not shown."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except OfflineModeIsEnabled:
+        return "switched off (HF_HUB_OFFLINE)"
+    except Exception as error:  # connection, proxy, TLS: each from another library
+        return f"cannot be reached ({type(error).__name__})"
+    return "answers"
 
 
 def _place(path: Path) -> str:

@@ -69,3 +69,17 @@ Device = Annotated[
     typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=_RUN),
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else there.")]
+
+
+def given_options(sets: list[str], prefix: str) -> dict[str, Any]:
+    """The ``--set`` values of one component; its keys may carry the component's ``prefix``. Raises ConfigError."""
+    from ghostvis_plugins import ConfigError
+    from ghostvis_plugins.layers import literal
+
+    options: dict[str, Any] = {}
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {text}: is not of the form KEY=VALUE", hint="For example --set views=4.")
+        options[key.removeprefix(prefix)] = literal(value)
+    return options

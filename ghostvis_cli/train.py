@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,17 +115,10 @@ def check(resolved: Resolved) -> dict[str, Any]:
 
 
 def _vocab_size(resolved: Resolved) -> int:
-    """The vocabulary of the tokenizer that the run starts with. Raises ConfigError, MissingError."""
-    from components.tokenizers import Tokenizer
-    from ghostvis_plugins import ConfigError
+    """The vocabulary that the run starts with. Raises ConfigError, MissingError, UnavailableError."""
+    from stages.start import first_tokenizer
 
-    start = resolved.values["from"]
-    if not start:
-        raise ConfigError(
-            f"stage '{resolved.values['stage']['name']}' needs a tokenizer",
-            hint="give a model directory with --from; ghostvis train --stage tokenizer makes the first one",
-        )
-    return Tokenizer.load(Path(start)).vocab_size
+    return first_tokenizer(resolved.values, registry()).vocab_size
 
 
 def _seconds(step_flops: int, steps: int | None) -> float | None:

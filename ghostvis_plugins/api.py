@@ -18,6 +18,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from .errors import MissingError, UnavailableError
@@ -64,6 +65,8 @@ class ComponentSpec(Generic[C, T]):
     build: str | Callable[..., T]
     summary: str = ""
     license: str = ""
+    tokenizer: str | Callable[..., Path | None] | None = None
+    """Of a pretrained backbone: config → folder of the tokenizer its weights know, None where they know none."""
 
     def load_config(self) -> type[C]:
         """Import and return the pydantic model of this component's options."""
@@ -72,6 +75,10 @@ class ComponentSpec(Generic[C, T]):
     def load_build(self) -> Callable[..., T]:
         """Import and return the builder."""
         return _load(self, self.build)  # type: ignore[no-any-return]
+
+    def load_tokenizer(self) -> Callable[..., Path | None]:
+        """Import and return what finds the tokenizer; of a component without one, a function that finds none."""
+        return (lambda config: None) if self.tokenizer is None else _load(self, self.tokenizer)
 
 
 def _load(spec: ComponentSpec[Any, Any], target: Any) -> Any:
@@ -126,12 +133,15 @@ def projector(name: str, *, config: Any, build: Any, summary: str = "", license:
     return ComponentSpec(kind=Kind.projector, name=name, config=config, build=build, summary=summary, license=license)
 
 @overload
-def backbone(name: str, *, config: type[C], build: Callable[..., p.Backbone], summary: str = "", license: str = "") -> ComponentSpec[C, p.Backbone]: ...
+def backbone(name: str, *, config: type[C], build: Callable[..., p.Backbone], summary: str = "", license: str = "", tokenizer: Any = None) -> ComponentSpec[C, p.Backbone]: ...
 @overload
-def backbone(name: str, *, config: str, build: str, summary: str = "", license: str = "") -> ComponentSpec[Any, p.Backbone]: ...
-def backbone(name: str, *, config: Any, build: Any, summary: str = "", license: str = "") -> ComponentSpec[Any, Any]:
-    """Declare a language-model backbone (:class:`~ghostvis_plugins.protocols.Backbone`)."""
-    return ComponentSpec(kind=Kind.backbone, name=name, config=config, build=build, summary=summary, license=license)
+def backbone(name: str, *, config: str, build: str, summary: str = "", license: str = "", tokenizer: Any = None) -> ComponentSpec[Any, p.Backbone]: ...
+def backbone(name: str, *, config: Any, build: Any, summary: str = "", license: str = "", tokenizer: Any = None) -> ComponentSpec[Any, Any]:
+    """Declare a language-model backbone (:class:`~ghostvis_plugins.protocols.Backbone`).
+
+    ``tokenizer`` names, for a pretrained one, a callable from its config to the folder of its tokenizer's files.
+    """
+    return ComponentSpec(kind=Kind.backbone, name=name, config=config, build=build, summary=summary, license=license, tokenizer=tokenizer)
 
 @overload
 def dataset(name: str, *, config: type[C], build: Callable[..., p.Dataset], summary: str = "", license: str = "") -> ComponentSpec[C, p.Dataset]: ...

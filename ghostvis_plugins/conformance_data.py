@@ -89,10 +89,14 @@ def _check_conversation(sample: Conversation, where: str, report: Report) -> Non
 
 
 def check_task(build: Callable[..., Any], config: Any, report: Report) -> None:
-    """Documents in a fixed order, and a score between 0 and 1 that an empty answer does not earn."""
+    """Documents in a fixed order, and a score between 0 and 1 that an empty answer does not earn.
+
+    A task of likelihoods asks nothing: its documents are conversations in which the assistant says something.
+    """
     with report.step("task"):
         task = build(config)
-        if not fits(report, task, protocols.Task):
+        likelihood = isinstance(task, protocols.LikelihoodTask)
+        if not likelihood and not fits(report, task, protocols.Task):
             return
         docs = task.docs()
         if not report.expect(len(docs) > 0, "docs", "it has no documents"):
@@ -101,6 +105,10 @@ def check_task(build: Callable[..., Any], config: Any, report: Report) -> None:
         report.expect(len(set(ids)) == len(ids), "docs", "two documents have the same id")
         report.expect([doc.id for doc in build(config).docs()] == ids, "docs", "their order changes")
         for doc in docs[:: max(1, len(docs) // SAMPLES)]:
+            if likelihood:
+                said = any(message.role == "assistant" and message.text for message in doc.prompt.messages)
+                report.expect(said and not doc.choices, "docs", f"in {doc.id} there is nothing to measure")
+                continue
             empty, some = task.score(doc, ""), task.score(doc, str(doc.target))
             report.expect(task.metric in empty, "score", f"score has no '{task.metric}'")
             report.expect(empty.get(task.metric) == 0, "score", f"an empty answer to {doc.id} scores {empty}")

@@ -5,11 +5,11 @@ them, ``T`` tokens of a packed batch, ``D`` the width of the language model.
 
 ``build`` is called with the validated config and, by keyword, with what only the composition knows:
 
-=============  ==========================================================
+=============  ================================================================
 kind           ``build(config, ...)``
-=============  ==========================================================
+=============  ================================================================
 encoder        nothing more
-resampler      ``in_dim: int, in_tokens: int``
+resampler      ``in_dim: int, in_tokens: int``, and ``model_dim: int`` if it names it
 projector      ``in_dim: int, out_dim: int``
 backbone       ``vocab_size: int``
 dataset        ``split: "train" | "validation" | "test"``
@@ -20,17 +20,19 @@ tracker        ``run_dir: Path``
 stage          nothing more; the stage is then called with its context
 rl, reward     nothing more
 chat_command   nothing more
-=============  ==========================================================
+=============  ================================================================
 
 Modules are built first and filled later: ``build`` must also work under ``torch.device("meta")``, where the
 shape check of every run happens before any weight is allocated. ``init_weights`` fills a new module
-(pretrained or random); a module that is loaded from a model directory never sees it.
+(pretrained or random); a module that is loaded from a model directory never sees it. A module may keep its
+options in an attribute ``config``, completed by what it learnt from a checkpoint: that is what a model directory
+records, so that it needs the checkpoint no more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -100,7 +102,7 @@ class Backbone(Protocol):
     """A causal language model over packed documents (``torch.nn.Module``)."""
 
     dim: int  # D
-    vocab_size: int
+    vocab_size: int  # rows of the output; at least what `build` was asked for
     max_positions: int
     n_layers: int
 
@@ -153,6 +155,24 @@ class Task(Protocol):
 
     def score(self, doc: EvalDoc, answer: str) -> Mapping[str, float]:
         """Figures of one answer; must contain ``metric``, between 0 and 1. An empty answer scores 0."""
+
+
+@runtime_checkable
+class LikelihoodTask(Protocol):
+    """An evaluation that asks nothing: how likely the model finds what the assistant says in known conversations.
+
+    What a task component builds may be this instead of a :class:`Task`. A document's ``prompt`` is the whole
+    conversation, answers included, and it has no choices. The evaluation itself measures: its headline figure is
+    exp of the mean negative log-likelihood per token of the assistant's turns, over all documents.
+    """
+
+    name: str
+    version: str
+    metric: str  # "perplexity"
+    measures: Literal["likelihood"]
+
+    def docs(self) -> Sequence[EvalDoc]:
+        """Every conversation, in a fixed order."""
 
 
 @runtime_checkable

@@ -201,7 +201,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalDoc:
-    """One evaluation question. The last message of ``prompt`` is the user's.
+    """One evaluation question. The last message of ``prompt`` is the user's (in a task of likelihoods, which asks
+    nothing, the prompt is the whole conversation).
 
     ``target`` is what the task scores against (a string, several, or any JSON value);
     ``choices`` makes it a ranking by likelihood instead of a free answer;
@@ -214,3 +215,22 @@ class EvalDoc:
     choices: tuple[str, ...] = ()
     cluster: str = ""
     tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSource:
+    """Where the published weights of a checkpoint come from, and under which licence.
+
+    The config of a component with pretrained weights lists its own in a class variable ``checkpoints``, by the name
+    that its option ``checkpoint`` takes. ``hub`` is a repository of the Hugging Face hub, ``package`` one of the
+    pinned packages of the cache.
+    """
+
+    license: str
+    hub: str | None = None
+    package: str | None = None
+
+    @property
+    def url(self) -> str | None:
+        """A page about the weights."""
+        return f"https://huggingface.co/{self.hub}" if self.hub else None

@@ -25,8 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from components.metrics import bootstrap_ci, choose, mean_scores
 from ghostvis_plugins.errors import ConfigError, GhostVisError, did_you_mean
+from ghostvis_plugins.protocols import LikelihoodTask
 from ghostvis_plugins.types import Completion, EvalDoc, Score
+from stages import eval_likelihood
 from stages.eval_controls import CONTROLS, MODEL_CONTROLS, PROMPTS, controlled, priors
+from stages.eval_likelihood import Likelihoods
 from stages.eval_rows import Hasher, Row, RowStore, digest_of, key_of
 
 if TYPE_CHECKING:
@@ -78,7 +81,15 @@ def evaluate(
     }
     with RowStore(out_dir / "samples.jsonl") as store:
         for task in built:
-            run = Run(loaded.engine, task, store, weights=loaded.weights, setup=setup, batch_size=batch_size)
+            run = Run(
+                loaded.engine,
+                task,
+                store,
+                weights=loaded.weights,
+                setup=setup,
+                batch_size=batch_size,
+                likelihoods=loaded.likelihoods,
+            )
             results["tasks"][task.name] = run_task(
                 run, controls=controls, limit=limit, control_limit=control_limit, seed=seed, progress=progress
             )
@@ -96,7 +107,7 @@ def _check(controls: Sequence[str], *limits: int | None) -> None:
         raise ConfigError("a limit must be at least 1")
 
 
-def _build_task(registry: Registry, name: str, options: Mapping[str, Any]) -> Task:
+def _build_task(registry: Registry, name: str, options: Mapping[str, Any]) -> Task | LikelihoodTask:
     spec = registry.get("task", name)
     config = registry.make_config("task", name, options)
     return spec.load_build()(config)  # type: ignore[no-any-return]
@@ -108,6 +119,7 @@ class _Loaded:
     weights: str
     dtype: str
     device: str
+    likelihoods: Likelihoods
 
 
 def _load(model_dir: Path, registry: Registry, device: str, engine: Mapping[str, Any]) -> _Loaded:
@@ -118,8 +130,9 @@ def _load(model_dir: Path, registry: Registry, device: str, engine: Mapping[str,
     config = registry.make_config("engine", engine["name"], engine)
     loaded = load_model(model_dir, registry, device=chosen)
     built = registry.get("engine", engine["name"]).load_build()(config, model=loaded.model, tokenizer=loaded.tokenizer)
-    dtype = str(loaded.model.backbone_dtype).removeprefix("torch.")
-    return _Loaded(built, weights_hash(model_dir), dtype, str(chosen))
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    likelihoods = Likelihoods(loaded.model, loaded.tokenizer)
+    return _Loaded(built, weights_hash(model_dir), dtype, str(chosen), likelihoods)
 
 
 @dataclass
@@ -127,12 +140,13 @@ class Run:
     """One task on one model: what an answer depends on, and where answers are kept."""
 
     engine: Engine
-    task: Task
+    task: Task | LikelihoodTask
     store: RowStore
     weights: str
     setup: Mapping[str, Any] = field(default_factory=dict)  # of the engine: part of every row's generation settings
     batch_size: int = 64
     hasher: Hasher = field(default_factory=Hasher)
+    likelihoods: Likelihoods | None = None  # for tasks of likelihoods
 
 
 def run_task(
@@ -158,14 +172,15 @@ def run_task(
         "version": task.version,
         "metric": task.metric,
         "documents": len(everything),
-        "generation": asdict(task.generation),
-        "chance": _chance(docs),
+        "generation": None if isinstance(task, LikelihoodTask) else asdict(task.generation),
+        "chance": None if isinstance(task, LikelihoodTask) else _chance(docs),
         "model": summarise(task, answer(run, "model", docs, progress)),
         "controls": {},
     }
     for name in controls:
         if name == "majority":
-            result["controls"].update(_majority(task, docs))
+            if not isinstance(task, LikelihoodTask):
+                result["controls"].update(_majority(task, docs))
         else:
             asked = controlled(fewer, name, identity=run.hasher.image, seed=seed)
             result["controls"][name] = _control(run, name, asked, progress)
@@ -206,7 +221,7 @@ def _majority(task: Task, docs: Sequence[EvalDoc]) -> dict[str, Any]:
 
 
 def answer(run: Run, condition: str, docs: Sequence[EvalDoc], progress: Progress | None = None) -> list[Row]:
-    """One row per document, in order: from the store where it is there, else from the engine, then stored."""
+    """One row per document, in order: from the store where it is there, else from the model, then stored."""
     found: dict[int, Row] = {}
     waiting: dict[str, list[tuple[int, Row]]] = {}  # prompt -> the documents that ask it
     for index, doc in enumerate(docs):
@@ -220,7 +235,7 @@ def answer(run: Run, condition: str, docs: Sequence[EvalDoc], progress: Progress
     if progress:
         progress(run.task.name, condition, len(found), len(docs))
     groups = sorted(waiting.values(), key=lambda group: _neighbourhood(docs, group[0][0]))
-    for finished in _answer_groups(run, docs, groups):
+    for finished in (_measure_groups if isinstance(run.task, LikelihoodTask) else _answer_groups)(run, docs, groups):
         run.store.append(row for _, row in finished)
         found.update(finished)
         if progress:
@@ -228,8 +243,8 @@ def answer(run: Run, condition: str, docs: Sequence[EvalDoc], progress: Progress
     return [found[index] for index in range(len(docs))]
 
 
-def _pure(task: Task, doc: EvalDoc) -> bool:
-    return bool(doc.choices) or task.generation.temperature == 0
+def _pure(task: Task | LikelihoodTask, doc: EvalDoc) -> bool:
+    return isinstance(task, LikelihoodTask) or bool(doc.choices) or task.generation.temperature == 0
 
 
 def _neighbourhood(docs: Sequence[EvalDoc], index: int) -> tuple[str, int]:
@@ -237,7 +252,10 @@ def _neighbourhood(docs: Sequence[EvalDoc], index: int) -> tuple[str, int]:
 
 
 def _unanswered(run: Run, condition: str, doc: EvalDoc) -> Row:
-    how = {"mode": "score"} if doc.choices else {"mode": "generate", **asdict(run.task.generation)}
+    if isinstance(run.task, LikelihoodTask):
+        how: dict[str, Any] = {"mode": "likelihood"}
+    else:
+        how = {"mode": "score"} if doc.choices else {"mode": "generate", **asdict(run.task.generation)}
     row = {
         "weights": run.weights,
         "task": run.task.name,
@@ -253,8 +271,17 @@ def _unanswered(run: Run, condition: str, doc: EvalDoc) -> Row:
 Group = list[tuple[int, Row]]
 
 
+def _measure_groups(run: Run, docs: Sequence[EvalDoc], groups: Sequence[Group]) -> Iterator[Group]:
+    """Measure one conversation of each group of equal ones; yield the finished rows batch by batch."""
+    if run.likelihoods is None:
+        raise ConfigError(f"task '{run.task.name}' measures likelihoods, which needs a model and not only an engine")
+    for batch in run.likelihoods.measure([docs[group[0][0]].prompt for group in groups]):
+        yield [(i, row | eval_likelihood.row_of(docs[i], figures)) for n, figures in batch for i, row in groups[n]]
+
+
 def _answer_groups(run: Run, docs: Sequence[EvalDoc], groups: Sequence[Group]) -> Iterator[Group]:
     """Ask the engine once per group of equal prompts; yield the finished rows batch by batch."""
+    assert not isinstance(run.task, LikelihoodTask)
     ranking = [group for group in groups if docs[group[0][0]].choices]
     free = [group for group in groups if not docs[group[0][0]].choices]
     if ranking and "score" not in run.engine.capabilities:
@@ -279,6 +306,7 @@ def _generated(task: Task, doc: EvalDoc, row: Row, said: Completion) -> Row:
 def _ranked(run: Run, docs: Sequence[EvalDoc], group: Group) -> Iterator[tuple[int, Row]]:
     names = list(dict.fromkeys(choice for i, _ in group for choice in docs[i].choices))
     prompt = docs[group[0][0]].prompt
+    assert not isinstance(run.task, LikelihoodTask)
     scores: dict[str, Score] = {}
     for some in _batches(names, run.batch_size):
         scores.update(zip(some, run.engine.score(prompt, some), strict=True))
@@ -301,8 +329,10 @@ def _row_of(doc: EvalDoc, output: str, scores: dict[str, float]) -> Row:
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def summarise(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
+def summarise(task: Task | LikelihoodTask, rows: Sequence[Row]) -> dict[str, Any]:
     """Overall and per tag: the headline figure with its interval over clusters, and the means of the others."""
+    if isinstance(task, LikelihoodTask):
+        return eval_likelihood.summarise(rows)
 
     def estimate(some: Sequence[Row]) -> dict[str, Any]:
         values = [row["scores"][task.metric] for row in some]

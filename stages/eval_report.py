@@ -15,9 +15,15 @@ NOTES = {
 }
 """What each condition means, in the order in which they are shown."""
 
+PLAIN = ("perplexity",)
+"""Metrics that are not shares: shown as they are, not in percent."""
+
 
 def table(results: Mapping[str, Any]) -> str:
-    """Scores in percent. The model's have 95 % intervals over clusters; those of the controls are in results.json."""
+    """Scores in percent, perplexities as they are.
+
+    The model's have 95 % intervals over clusters; those of the controls are in results.json.
+    """
     head = f"model {results['model']}, weights {results['weights'][:12]}"
     return "\n\n".join([head, *(_task(name, task) for name, task in results["tasks"].items())])
 
@@ -28,11 +34,13 @@ def _task(name: str, task: Mapping[str, Any]) -> str:
     rows = [["", "n", *shown]]
     for tag in (None, *task["model"]["tags"]):
         estimates = {label: _estimate(condition, tag) for label, condition in shown.items()}
-        cells = [_percent(estimate, interval=label == "model") for label, estimate in estimates.items()]
+        show = _plain if task["metric"] in PLAIN else _percent
+        cells = [show(estimate, interval=label == "model") for label, estimate in estimates.items()]
         rows.append([tag or "all", f"{estimates['model']['n']:,}", *cells])
     size = task["model"]["score"]
     title = (
-        f"{name} (version {task['version']}): {task['metric']} in %, 95 % interval over {size['clusters']:,} clusters"
+        f"{name} (version {task['version']}): {task['metric']}{'' if task['metric'] in PLAIN else ' in %'}, "
+        f"95 % interval over {size['clusters']:,} clusters"
     )
     return "\n".join([title, *_aligned(rows), *_remarks(task, shown)])
 
@@ -48,6 +56,14 @@ def _percent(estimate: Mapping[str, Any] | None, *, interval: bool) -> str:
     if not interval or estimate["low"] is None:
         return mean
     return f"{mean} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def _plain(estimate: Mapping[str, Any] | None, *, interval: bool) -> str:
+    if estimate is None:
+        return "-"
+    if not interval or estimate["low"] is None:
+        return f"{estimate['mean']:,.2f}"
+    return f"{estimate['mean']:,.2f} [{estimate['low']:,.2f}, {estimate['high']:,.2f}]"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -72,7 +88,13 @@ def _remarks(task: Mapping[str, Any], shown: Mapping[str, Mapping[str, Any]]) ->
         remarks.append(f"  chance: {100 * task['chance']:.1f}")
     if n < task["documents"]:
         remarks.append(f"  limited to {n:,} of {task['documents']:,} documents")
-    for what, count in (("empty", task["model"]["empty"]), ("cut at the limit", task["model"].get("truncated", 0))):
+    model = task["model"]
+    for what, count in (("empty", model.get("empty", 0)), ("cut at the limit", model.get("truncated", 0))):
         if count:
             remarks.append(f"  {count:,} of {n:,} answers were {what}")
+    if "bits_per_byte" in model.get("intervals", {}):
+        bits = _plain(model["intervals"]["bits_per_byte"], interval=True)
+        remarks.append(f"  {bits} bits per byte; {model['tokens']:,} tokens, {model['bytes']:,} bytes")
+        if model["cut"]:
+            remarks.append(f"  {model['cut']:,} of {n:,} conversations were cut to the model's positions")
     return remarks

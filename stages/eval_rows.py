@@ -6,7 +6,8 @@ killed goes on where it stopped; other weights at the same path never meet a sta
 
 Fields, final: ``key``, ``weights``, ``task``, ``task_version``, ``condition``, ``doc``, ``prompt_hash``,
 ``generation``, ``output``, ``scores``; beside them ``target``, ``tags``, ``cluster`` and, by kind of question,
-``finish_reason`` and ``tokens`` or ``choices`` and ``nll`` (mean nats per token).
+``finish_reason`` and ``tokens``, or ``choices`` and ``nll`` (mean nats per token), or, where only a likelihood is
+measured, ``messages`` and ``cut`` (:mod:`stages.eval_likelihood`).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from components.images import decode
 from components.weights import state_hash
 from ghostvis_plugins.errors import ConfigError, DataError
 from ghostvis_plugins.types import Image
+
+MAX_THREADS = 16  # that prepare pictures
 
 
 def encoder_fingerprint(encoder: Any, options: Mapping[str, Any]) -> str:
@@ -120,18 +123,25 @@ class FeatureCache:
         return features
 
     def _encode(self, missing: Mapping[str, Image], results: dict[str, Tensor | DataError]) -> None:
-        pixels: dict[str, Tensor] = {}
-        for key, image in missing.items():
-            try:
-                pixels[key] = self.encoder.preprocess(decode(image))
-            except DataError as error:
-                results[key] = error
-                continue
-            if len(pixels) == self.encode_batch:
-                self._flush(pixels, results)
-        self._flush(pixels, results)
+        """Encode in batches, while threads prepare the pictures of the batch behind: decoding leaves Python's lock."""
+        items = list(missing.items())
+        chunks = [items[start : start + self.encode_batch] for start in range(0, len(items), self.encode_batch)]
+        with ThreadPoolExecutor(max(1, min(MAX_THREADS, os.cpu_count() or 1, len(items)))) as pool:
+            waiting: dict[str, Future[Tensor | DataError]] = {}
+            for chunk in (*chunks, []):
+                coming = {key: pool.submit(self._pixels, image) for key, image in chunk}
+                self._flush({key: future.result() for key, future in waiting.items()}, results)
+                waiting = coming
 
-    def _flush(self, pixels: dict[str, Tensor], results: dict[str, Tensor | DataError]) -> None:
+    def _pixels(self, image: Image) -> Tensor | DataError:
+        try:
+            return self.encoder.preprocess(decode(image))  # type: ignore[no-any-return]
+        except DataError as error:
+            return error
+
+    def _flush(self, prepared: Mapping[str, Tensor | DataError], results: dict[str, Tensor | DataError]) -> None:
+        results |= {key: found for key, found in prepared.items() if isinstance(found, DataError)}
+        pixels = {key: found for key, found in prepared.items() if not isinstance(found, DataError)}
         if not pixels:
             return
         self.encoder.eval()
@@ -150,7 +160,6 @@ class FeatureCache:
             if self.folder is not None:
                 self._write(self._path(key), own)
             results[key] = self._keep(key, own)
-        pixels.clear()
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

@@ -46,6 +46,11 @@ def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
     for name, parameter in model.named_parameters():
         matched = match(table, name)
         rate = 0.0 if matched is None else table[matched]
+        if rate and parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"stage.train: {name} is {str(parameter.dtype).removeprefix('torch.')}; weights that train are float32",
+                hint='set backbone.dtype = "float32", and dtype = "bfloat16" to compute in less',
+            )
         parameter.requires_grad_(rate > 0)
         row = (matched or name.split(".")[0], rate)
         counts[row] = counts.get(row, 0) + parameter.numel()

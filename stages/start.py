@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from components.compose import build_model
+from components.compose import build_model, components_of, pretrained_tokenizer
 from components.tokenizers import Tokenizer
 from components.vlm import VLM
 from components.weights import load_model
@@ -45,22 +45,16 @@ def is_tokenizer(folder: Path) -> bool:
 def open_start(context: RunContext, *, vision: bool) -> Start:
     """The model of a run, as its ``from`` and its components say.
 
-    From a tokenizer directory everything is new. From a model directory its weights are kept; a language model in
-    a stage with ``vision`` gets a new encoder, resampler and projector. Raises ConfigError when components are
-    chosen that the model in ``from`` does not have.
+    From a tokenizer directory everything is new, and so without ``from`` where the backbone is a pretrained one, which
+    brings its tokenizer. From a model directory its weights are kept; a language model in a stage with ``vision`` gets
+    a new encoder, resampler and projector. Raises ConfigError when components are chosen that the model in ``from``
+    does not have.
     """
     values, registry = context.values, context.registry
     torch.manual_seed(context.seed)
-    if not values.get("from"):
-        stage = (values.get("stage") or {}).get("name")
-        raise ConfigError(
-            f"stage '{stage}' starts from a directory with a tokenizer, and from is not set",
-            hint="make one with `ghostvis train --stage tokenizer`, then pass --from DIR",
-        )
+    if not values.get("from") or is_tokenizer(Path(values["from"])):
+        return _new(values, registry, first_tokenizer(values, registry), vision)
     folder = Path(values["from"])
-    if is_tokenizer(folder):
-        tokenizer = Tokenizer.load(folder)
-        return _new(values, registry, tokenizer, vision)
     loaded = load_model(folder, registry)
     components = {part: loaded.config["components"].get(part) for part in PARTS}
     tasks = tuple(loaded.config.get("eval", ()))
@@ -83,24 +77,35 @@ def _new(values: Mapping[str, Any], registry: Registry, tokenizer: Tokenizer, vi
     parts = PARTS if vision else ("backbone",)
     chosen = {part: values.get(part) if part in parts else None for part in PARTS}
     model = build_model(chosen, registry, tokenizer.vocab_size)
-    components = {part: full_table(part, table, registry) for part, table in chosen.items()}
-    return Start(model, tokenizer, components)
+    return Start(model, tokenizer, components_of(model, chosen, registry))
 
 
-def full_table(kind: str, table: Any, registry: Registry) -> dict[str, Any] | None:
-    """A component's name with all its options, defaults filled in; None for an absent part."""
-    if not table:
-        return None
-    table = {"name": table} if isinstance(table, str) else dict(table)
-    return {"name": table["name"], **registry.make_config(kind, table["name"], table).model_dump(mode="json")}
+def first_tokenizer(values: Mapping[str, Any], registry: Registry) -> Tokenizer:
+    """The tokenizer of a run: that of the directory it starts from, else the one its pretrained backbone knows.
+
+    Raises ConfigError when there is neither, UnavailableError when the pretrained weights are out of reach.
+    """
+    folder = Path(values["from"]) if values.get("from") else pretrained_tokenizer(values, registry)
+    if folder is None:
+        raise ConfigError(
+            f"stage '{(values.get('stage') or {}).get('name')}' starts from a directory with a tokenizer, and from is "
+            "not set",
+            hint="make one with `ghostvis train --stage tokenizer` and pass --from DIR, or choose a pretrained "
+            "language model with --backbone decoder",
+        )
+    return Tokenizer.load(folder)
 
 
 def _check_same(part: str, wanted: Any, own: dict[str, Any] | None, folder: Path, registry: Registry) -> None:
-    """What the run says about a part must be what the model has. Where its weights once came from is not compared."""
-    wanted = full_table(part, wanted, registry)
-    if wanted is None:
+    """What the run says about a part must be what the model has; what it doesn't say is the model's own.
+
+    Where the weights once came from is not compared.
+    """
+    if not wanted:
         return
-    given = {key: value for key, value in wanted.items() if key != "weights"}
+    table = {"name": wanted} if isinstance(wanted, str) else dict(wanted)
+    config = registry.make_config(part, table["name"], table).model_dump(mode="json")
+    given = {key: config.get(key, value) for key, value in table.items() if key != "weights"}
     known = {key: value for key, value in (own or {}).items() if key != "weights"}
     differing = [key for key in given if given[key] != known.get(key)]
     if not differing:

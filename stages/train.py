@@ -230,7 +230,7 @@ def _export(context: RunContext, config: TrainConfig, start: Start, rows: Sequen
     facts = {
         "model": f"{sum(p.numel() for p in start.model.parameters()):,} parameters, "
         f"{start.tokenizer.vocab_size} token ids",
-        "from": context.values["from"],
+        "from": context.values["from"] or "pretrained weights",
         "exported": f"step {exported}",
         "processes": context.dist.world,
     }

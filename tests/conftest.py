@@ -78,3 +78,11 @@ def make_picture() -> Callable[[int], Image]:
         return Image(data=buffer.getvalue())
 
     return make
+
+
+@pytest.fixture
+def tiny_config(tiny_model: VLM, tiny_values: dict[str, Any], builtin_registry: Registry) -> dict[str, Any]:
+    """What ``config.json`` says about ``tiny_model``."""
+    from components.compose import components_of
+
+    return {"components": components_of(tiny_model, tiny_values, builtin_registry), "eval": ["easy_vqa"]}

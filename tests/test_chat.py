@@ -425,11 +425,11 @@ def test_the_model_is_named_by_folder_run_or_latest(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def model_dir(tmp_path: Path, tiny_model: Any, tiny_values: Any, tiny_tokenizer: Any, builtin_registry: Any) -> Path:
-    from components.weights import model_config, save_model
+def model_dir(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, tiny_config: Any) -> Path:
+    from components.weights import save_model
 
     folder = tmp_path / "runs" / "tiny" / "model"
-    return save_model(folder, tiny_model, tiny_tokenizer, model_config(tiny_values, builtin_registry, ["easy_vqa"]))
+    return save_model(folder, tiny_model, tiny_tokenizer, tiny_config)
 
 
 @pytest.fixture

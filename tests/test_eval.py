@@ -385,16 +385,22 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
 
 @pytest.fixture
 def model_dir(
-    tmp_path: Path, tiny_model: Any, tiny_values: Any, tiny_tokenizer: Any, registry: Registry, monkeypatch: Any
+    tmp_path: Path,
+    tiny_model: Any,
+    tiny_values: Any,
+    tiny_tokenizer: Any,
+    tiny_config: Any,
+    registry: Registry,
+    monkeypatch: Any,
 ) -> Path:
-    from components.weights import model_config, save_model
+    from components.weights import save_model
 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / "tiny" / "model"
     resolved = {"values": tiny_values}
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "resolved.json").write_text("{}")
-    return save_model(folder, tiny_model, tiny_tokenizer, model_config(tiny_values, registry, ["squares"]), resolved)
+    return save_model(folder, tiny_model, tiny_tokenizer, {**tiny_config, "eval": ["squares"]}, resolved)
 
 
 def test_evaluate_a_model_directory(model_dir: Path, registry: Registry, tmp_path: Path) -> None:

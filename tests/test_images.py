@@ -257,7 +257,7 @@ def test_damaged_bytes_never_end_in_anything_but_a_data_error(data, format):
         assert decode(Image(data=bytes(original)), max_pixels=1_000_000).mode == "RGB"
 
 
-@pytest.mark.parametrize("options", [{"interpolation": "best"}, {"fit": "crop"}])
+@pytest.mark.parametrize("options", [{"interpolation": "best"}, {"fit": "stretch"}])
 def test_unknown_modes(options):
     with pytest.raises(ConfigError, match="one of"):
         to_pixels(halves(), 8, **options)

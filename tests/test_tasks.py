@@ -100,7 +100,7 @@ def test_naming_draws_are_a_function_of_seed_and_picture() -> None:
 
 
 def test_naming_needs_enough_other_names() -> None:
-    with pytest.raises(ConfigError, match="only 2 other names"):
+    with pytest.raises(ConfigError, match="only 2 other texts"):
         NamingTask([*CATS, *OTHERS[:2]], OpenMojiNamesTask()).docs()
 
 

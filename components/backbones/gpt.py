@@ -15,20 +15,15 @@ as those of tokens, whatever the projector makes of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from components.attention import CachedLayout, KVCache, PackedLayout, cached_attention, packed_attention
-from ghostvis_plugins import ConfigError, DataError
+from components.attention import Attend, KVCache, attends, check_length
+from ghostvis_plugins import ConfigError
 
 from .config import GPT as Config
 from .functional import relu_squared, rms_norm, rotate, rotation
-
-Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of one layer → its heads' outputs
 
 EMBEDDING_STD = 1.0
 
@@ -118,21 +113,14 @@ class GPT(nn.Module):
 
         Raises DataError when a document is longer than ``max_positions``.
         """
-        self._check_length(cu_seqlens, cache)
+        check_length(cu_seqlens, cache, self.max_positions)
         turns = rotation(positions, self.config.head_dim, self.config.rope_base)
         x = rms_norm(x)
-        for layer, attend in enumerate(self._attends(cu_seqlens, cache, x.device)):
+        for layer, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
             x = self.blocks[layer](x, turns, attend, rows if layer == self.n_layers - 1 else None)
         if cache is not None:
             cache.lengths = cache.lengths + cu_seqlens.diff()
         return rms_norm(x)
-
-    def _attends(self, cu_seqlens: Tensor, cache: KVCache | None, device: torch.device) -> list[Attend]:
-        """Attention of each layer; where tokens go is worked out once for all of them."""
-        if cache is None:
-            return [partial(packed_attention, layout=PackedLayout.build(cu_seqlens, device))] * self.n_layers
-        layout = CachedLayout.build(cu_seqlens, cache)
-        return [partial(cached_attention, cache=cache, layer=n, layout=layout) for n in range(self.n_layers)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]`` within ± softcap."""
@@ -146,20 +134,6 @@ class GPT(nn.Module):
         return KVCache.empty(
             self.n_layers, rows, length, self.kv_heads, self.config.head_dim, weight.dtype, weight.device
         )
-
-    def flops_per_token(self, context: int) -> int:
-        """Multiply-adds × 2 of one token's forward pass that sees ``context`` tokens, without the head."""
-        linear = sum(module.weight.numel() for module in self.blocks.modules() if isinstance(module, nn.Linear))
-        return 2 * linear + 4 * self.n_layers * self.dim * context
-
-    def _check_length(self, cu_seqlens: Tensor, cache: KVCache | None) -> None:
-        lengths = cu_seqlens.diff()
-        longest = int((lengths if cache is None else lengths + cache.lengths).max())
-        if longest > self.max_positions:
-            raise DataError(
-                f"a document of {longest} tokens exceeds backbone.max_positions = {self.max_positions}",
-                hint="shorten the conversation, or train with a larger backbone.max_positions",
-            )
 
 
 def build(config: Config, *, vocab_size: int) -> GPT:

@@ -55,3 +55,27 @@ class Chatterbot(_Options):
     """Short questions and answers in English."""
 
     form: Form = Field("conversations", description="Plain text for pretraining, or turns with roles.")
+
+
+class DebianOptions(_Options):
+    """Where the files of a Debian package are."""
+
+    root: str | None = Field(
+        default=None,
+        description="Folder with the files as the package installs them; else they are found or fetched.",
+    )
+    debs: tuple[str, ...] = Field(default=(), description="The package's .deb files, if they are here already.")
+
+
+class TuxPaint(DebianOptions):
+    """Stamps of the drawing program Tux Paint, each with a sentence."""
+
+    render_size: int = Field(default=256, ge=32, le=1024, description="Longer side of the vector drawings, in pixels.")
+
+
+class OpenClipart(DebianOptions):
+    """Drawings of the Open Clip Art Library with their titles."""
+
+
+class GimpHelp(DebianOptions):
+    """Figures of the GIMP manual with their captions."""

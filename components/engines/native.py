@@ -74,7 +74,7 @@ class NativeEngine:
 
     def __init__(self, config: Config, model: VLM, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
-        self.stops = frozenset({tokenizer.im_end, tokenizer.eos})
+        self.stops = tokenizer.stops
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # picture digest → [N, D]
         self._prefix: tuple[object, KVCache, Tensor] | None = None  # prompt, its cache, its last hidden state [1, D]
         self._weights: list[float] = []
@@ -270,7 +270,7 @@ class NativeEngine:
         for start in range(0, len(todo), self.config.encode_batch):
             chunk = todo[start : start + self.config.encode_batch]
             pixels = torch.stack([encoder.preprocess(decode(image)) for _, image in chunk])
-            vectors = self.model.vision_vectors(pixels.to(self.model.device, self.model.backbone_dtype))
+            vectors = self.model.vision_vectors(pixels.to(self.model.device))
             found.update(zip([digest for digest, _ in chunk], vectors, strict=True))
         for digest in found:
             self._vectors[digest] = found[digest]

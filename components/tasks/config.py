@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.datasets.config import SceneKind
 
+CaptionSet = Literal["tuxpaint", "openclipart", "gimp_help", "openmoji"]
+DialogueSet = Literal["chitchat", "chatterbot"]
+
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,3 +50,27 @@ class OpenMojiNamesTask(_Options):
     """Of the distractors and of their order."""
     render_size: int = Field(128, ge=16, le=1024)
     """Side of the rendered pictures, in pixels."""
+
+
+class CaptionsTask(_Options):
+    """Which of several captions belongs to the picture, by likelihood."""
+
+    sets: tuple[CaptionSet, ...] = Field(("tuxpaint", "openclipart", "gimp_help"), min_length=1)
+    """Data sets whose held-out pictures are asked about."""
+    limit: int | None = Field(None, ge=1)
+    """Pictures of each set, the same ones every time; without it all of them."""
+    distractors: int = Field(3, ge=1)
+    """Wrong captions beside the right one; chance is 1 / (distractors + 1)."""
+    seed: int = 0
+    """Of the distractors and of their order."""
+    roots: dict[CaptionSet, str] = {}
+    """Folders with the files of a set, as its option ``root``."""
+
+
+class ChatPerplexityTask(_Options):
+    """Perplexity of held-out dialogues."""
+
+    sets: tuple[DialogueSet, ...] = Field(("chitchat",), min_length=1)
+    """Data sets whose held-out dialogues are measured."""
+    max_turns: int = Field(16, ge=2)
+    """Longer dialogues are measured in parts of at most this many messages."""

