@@ -20,6 +20,7 @@ from .session import registry
 
 if TYPE_CHECKING:
     from ghostvis_plugins.resolved import Resolved
+    from ghostvis_plugins.types import WeightsSource
 
 
 CONTROL_LIMIT = 2000
@@ -155,16 +156,29 @@ def _stage(recipe: str, flags: dict[str, Any], processes: int) -> None:
 
 
 def _download(recipes: list[str], flags: dict[str, Any]) -> None:
-    """Fetch every package that any stage needs, so that a missing network is found before the first stage."""
-    from components.packages import PACKAGES, fetch
+    """Fetch what any stage needs, so that a missing network is found before the first one.
 
-    needed: set[str] = set()
+    Data sets are built once for that, so their drawings are rendered and their captions read, too.
+    """
+    from components.packages import fetch
+
     for recipe in recipes:
         values = _resolve(recipe, flags).values
-        names = [*values["dataset"], *(values[kind]["name"] for kind in ("encoder",) if values.get(kind))]
-        needed.update(pin.name for pin in PACKAGES.values() if set(names).intersection(pin.needed_by))
-    for package in sorted(needed):
-        fetch(package)
+        for kind in ("encoder", "backbone"):
+            table = values.get(kind)
+            if table and (package := _package(kind, table)):
+                fetch(package)
+        for name, table in values["dataset"].items():
+            config = registry().make_config("dataset", name, {**table, "name": name})
+            registry().get("dataset", name).load_build()(config, split="train")
+
+
+def _package(kind: str, table: dict[str, Any]) -> str | None:
+    """The package that a component's pretrained weights come from, if they come from one."""
+    if table.get("weights") != "package":
+        return None
+    checkpoints: dict[str, WeightsSource] = registry().get(kind, table["name"]).load_config().checkpoints
+    return checkpoints[table["checkpoint"]].package
 
 
 def _evaluate(model: Path, out: Path, limit: int | None) -> dict[str, Any]:

@@ -62,8 +62,14 @@ class Run(BaseSettings):
     from_: str | None = Field(default=None, alias="from", description="Model directory to start from.")
     seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of initialisation, data order and sampling.")
     device: str = Field(default="auto", description="auto, cpu, mps, cuda or cuda:N.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Type of activations.")
-    threads: int = Field(default=0, ge=0, description="CPU threads per process; 0 lets torch decide.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Type of activations; auto is bfloat16 on a CUDA device that has it, else float32."
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="CPU threads of torch per process; 0 is one beside a CUDA device, else torch decides.",
+    )
     encoder: Choice | None = None
     resampler: Choice | None = None
     projector: Choice | None = None

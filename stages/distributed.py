@@ -35,12 +35,14 @@ class Distributed:
 
         A group that somebody else has joined already is used as it is, and left to them.
         """
-        if threads > 0:
-            torch.set_num_threads(threads)
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+            # Beside a GPU the cores prepare pictures, in Python threads: torch's own would fight them for every core.
+            threads = threads or 1
+        if threads:
+            torch.set_num_threads(threads)
         joins = world > 1 and not dist.is_initialized()
         if joins:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world)
@@ -110,7 +112,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16."""
+    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16.
+
+    "auto" is bfloat16 where a CUDA device computes it, and float32 elsewhere: many CPUs only emulate it, slowly.
+    """
+    if dtype == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if native else "float32"
     if dtype == "float16":
         raise ConfigError("dtype = float16: training needs loss scaling for it", hint="use bfloat16 or float32")
     if dtype == "bfloat16":

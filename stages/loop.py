@@ -143,7 +143,7 @@ class Loop:
         return total
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return autocast(self.context.values.get("dtype", "float32"), self.dist.device)
+        return autocast(self.context.values.get("dtype", "auto"), self.dist.device)
 
     def _rescale(self, planned: int, actual: float, step: int) -> None:
         if actual == 0:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import sys
 import unicodedata
@@ -29,10 +30,11 @@ from typing import TypeAlias
 import PIL.Image
 
 from components.cache import cache_dir, publish
+from components.datasets.augmentation import augment
 from components.datasets.concepts import base_concept
 from components.datasets.pictures import TEST, VALIDATION
 from components.datasets.splits import pick, split_of
-from components.images import MAX_PIXELS
+from components.images import MAX_PIXELS, decode
 from ghostvis_plugins.errors import DataError
 from ghostvis_plugins.types import Conversation, Image, Length, Split, assistant, user
 
@@ -47,6 +49,7 @@ REQUESTS = (
     "Tell me what this is.",
 )
 FEWEST = 30  # pairs; a source that gives fewer is not what it should be
+VIEW_SIDE = 256  # pixels of an augmented view's longer side
 SMALLEST = 16  # pixels of the shorter side: below it there is little to see
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")  # in this order a picture's samples are kept
 INDEX_VERSION = 1  # raised when the same files give other pairs
@@ -112,26 +115,30 @@ class Source:
 
 
 class CaptionDataset:
-    """Captions of pictures.
+    """Captions of pictures, each in ``views`` views: the plain one, then augmented ones.
 
-    ``metadata``: ``kind`` "caption", ``concept``, ``image`` (the picture's hash), ``file``, ``author`` ("" where the
-    source names none), ``attribution`` and ``license``.
+    ``metadata``: ``kind`` "caption", ``view``, ``concept``, ``image`` (the picture's hash), ``file``, ``author`` (""
+    where the source names none), ``attribution`` and ``license``.
     """
 
-    def __init__(self, source: Source, pairs: Sequence[Pair], *, dropped: int = 0) -> None:
-        self._source, self._pairs, self.dropped = source, pairs, dropped
+    def __init__(self, source: Source, pairs: Sequence[Pair], *, views: int = 1, dropped: int = 0) -> None:
+        self._source, self._pairs, self._views, self.dropped = source, pairs, views, dropped
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._pairs) * self._views
 
     def __getitem__(self, index: int) -> Conversation:
-        pair = self._pair(index)
+        pair, view, id = self._locate(index)
         place, _, path = pair.picture.partition("/")
+        image = Image(path=str(self._source.folders[place] / path))
+        if view:
+            image = Image(data=_view(image, random.Random(id)))
         return Conversation(
-            (user(Image(path=str(self._source.folders[place] / path)), _request(pair)), assistant(pair.caption)),
-            id=pair.id,
+            (user(image, _request(id)), assistant(pair.caption)),
+            id=id,
             metadata={
                 "kind": "caption",
+                "view": view,
                 "concept": concept_of(pair.caption),
                 "image": pair.digest[:16],
                 "file": pair.picture,
@@ -142,21 +149,36 @@ class CaptionDataset:
         )
 
     def length(self, index: int) -> Length:
-        pair = self._pair(index)
-        return Length(len(_request(pair).encode()) + len(pair.caption.encode()), images=1)
+        pair, _, id = self._locate(index)
+        return Length(len(_request(id).encode()) + len(pair.caption.encode()), images=1)
 
-    def _pair(self, index: int) -> Pair:
+    def _locate(self, index: int) -> tuple[Pair, int, str]:
+        """The pair of a sample, its view, and its id."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self._source.name} has {len(self)} samples here; there is no number {index}")
-        return self._pairs[index]
+        view, place = divmod(index, len(self._pairs))
+        pair = self._pairs[place]
+        return pair, view, f"{pair.id}/view {view}" if view else pair.id
 
 
-def _request(pair: Pair) -> str:
-    return REQUESTS[pick(f"request/{pair.id}", len(REQUESTS))]
+def _request(id: str) -> str:
+    return REQUESTS[pick(f"request/{id}", len(REQUESTS))]
 
 
-def dataset(source: Source, scan: Scan, split: Split, *, variant: str = "") -> CaptionDataset:
-    """One split of a source. ``variant`` names the options that change what ``scan`` gives.
+def _view(image: Image, rng: random.Random) -> bytes:
+    """Made small first: no encoder here looks closer, and large pictures would cost more than their features.
+
+    Never mirrored: captions say "left", and many pictures have writing in them.
+    """
+    drawing = decode(image)
+    drawing.thumbnail((VIEW_SIDE, VIEW_SIDE), PIL.Image.Resampling.BICUBIC)
+    return augment(drawing.convert("RGBA"), rng, mirror=False)
+
+
+def dataset(source: Source, scan: Scan, split: Split, *, views: int = 1, variant: str = "") -> CaptionDataset:
+    """One split of a source, the training split in ``views`` views of each picture.
+
+    ``variant`` names the options that change what ``scan`` gives.
 
     Raises DataError for a source with fewer than ``FEWEST`` pairs, or none of this split.
     """
@@ -172,7 +194,8 @@ def dataset(source: Source, scan: Scan, split: Split, *, variant: str = "") -> C
         raise DataError(f"data set '{source.name}': none of the {len(pairs)} captions in {where} falls into '{split}'")
     places = {**source.folders, RENDERED: folder / RENDERED}
     whole = Source(name=source.name, license=source.license, attribution=source.attribution, folders=places)
-    return CaptionDataset(whole, chosen, dropped=lost + (dropped if split == "train" else 0))
+    views, dropped = (views, lost + dropped) if split == "train" else (1, lost)
+    return CaptionDataset(whole, chosen, views=views, dropped=dropped)
 
 
 def divide(pairs: Sequence[Pair]) -> dict[Split, tuple[list[Pair], int]]:

@@ -58,13 +58,19 @@ class Chatterbot(_Options):
 
 
 class DebianOptions(_Options):
-    """Where the files of a Debian package are."""
+    """Captioned pictures from a Debian package: where its files are, and how often a picture is seen."""
 
     root: str | None = Field(
         default=None,
         description="Folder with the files as the package installs them; else they are found or fetched.",
     )
     debs: tuple[str, ...] = Field(default=(), description="The package's .deb files, if they are here already.")
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="Views of each training picture: the plain one and augmented ones. Other splits are plain.",
+    )
 
 
 class TuxPaint(DebianOptions):

@@ -35,7 +35,7 @@ def build(config: GimpHelp, *, split: Split) -> CaptionDataset:
     source = Source(
         name="gimp_help", license=pin.license, attribution=pin.attribution, folders={"en": folders[PACKAGE]}
     )
-    return captions.dataset(source, scan, split)
+    return captions.dataset(source, scan, split, views=config.views)
 
 
 @dataclass(slots=True)

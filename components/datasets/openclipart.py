@@ -57,7 +57,7 @@ def build(config: OpenClipart, *, split: Split) -> CaptionDataset:
         attribution=pin.attribution,
         folders={"svg": folders[DRAWINGS], "png": folders[PICTURES]},
     )
-    return captions.dataset(source, scan, split)
+    return captions.dataset(source, scan, split, views=config.views)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,19 @@ mirrored where the mirror image has the same name. View 0 is the plain picture. 
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Sequence
 
 import PIL.Image
 
+from components.datasets.augmentation import augment
 from components.datasets.concepts import may_flip
 from components.datasets.config import OpenMoji
 from components.datasets.pictures import Picture, pictures
 from components.datasets.splits import pick
 from ghostvis_plugins.types import Conversation, Image, Length, Split, assistant, user
 
-__all__ = ["QUESTIONS", "OpenMojiDataset", "Picture", "augment", "build", "pictures"]
+__all__ = ["QUESTIONS", "OpenMojiDataset", "Picture", "build", "pictures"]
 
 QUESTIONS = (
     "what is this?",
@@ -46,7 +46,7 @@ class OpenMojiDataset:
 
     def __getitem__(self, index: int) -> Conversation:
         picture, view, id = self._locate(index)
-        image = Image(path=picture.path) if view == 0 else Image(data=augment(picture, random.Random(id)))
+        image = Image(path=picture.path) if view == 0 else Image(data=_view(picture, random.Random(id)))
         return Conversation(
             (user(image, _question(id)), assistant(picture.name)),
             id=id,
@@ -75,30 +75,7 @@ def _question(id: str) -> str:
     return QUESTIONS[pick(f"question/{id}", len(QUESTIONS))]
 
 
-def augment(picture: Picture, rng: random.Random) -> bytes:
-    """One augmented view as an opaque PNG of the same size; a pure function of ``rng``'s state."""
+def _view(picture: Picture, rng: random.Random) -> bytes:
     with PIL.Image.open(picture.path) as opened:
         drawing = opened.convert("RGBA")
-    if may_flip(picture.id) and rng.random() < 0.5:
-        drawing = drawing.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    size = drawing.width
-    turned = drawing.rotate(rng.uniform(-12, 12), PIL.Image.Resampling.BICUBIC)
-    side = round(size * rng.uniform(0.65, 1.0))
-    placed = turned.resize((side, side), PIL.Image.Resampling.BICUBIC)
-    canvas = PIL.Image.new("RGB", (size, size), pastel(rng))
-    canvas.paste(placed, (rng.randint(0, size - side), rng.randint(0, size - side)), placed)
-    return png(canvas)
-
-
-def pastel(rng: random.Random) -> tuple[int, int, int]:
-    """A pale background colour; white one time in four."""
-    if rng.random() < 0.25:
-        return (255, 255, 255)
-    return (rng.randint(205, 255), rng.randint(205, 255), rng.randint(205, 255))
-
-
-def png(image: PIL.Image.Image) -> bytes:
-    """Encoded fast rather than small: these bytes live for one step."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return augment(drawing, rng, mirror=may_flip(picture.id))

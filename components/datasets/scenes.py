@@ -29,8 +29,8 @@ from typing import Literal
 
 import PIL.Image
 
+from components.datasets.augmentation import pastel, png
 from components.datasets.config import SceneKind, Scenes
-from components.datasets.openmoji import pastel, png
 from components.datasets.pictures import all_pictures, pictures
 from components.datasets.vocabulary import OBJECTS, SHAPES, plural, with_article
 from ghostvis_plugins.types import Conversation, Image, Length, Split, assistant, user

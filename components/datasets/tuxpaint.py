@@ -32,7 +32,9 @@ def build(config: TuxPaint, *, split: Split) -> CaptionDataset:
     source = Source(
         name="tuxpaint", license=pin.license, attribution=pin.attribution, folders={"stamps": folders[PACKAGE]}
     )
-    return captions.dataset(source, _Scan(config.render_size), split, variant=f"{config.render_size}px")
+    return captions.dataset(
+        source, _Scan(config.render_size), split, views=config.views, variant=f"{config.render_size}px"
+    )
 
 
 class _Scan:
