@@ -131,7 +131,10 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Samples by index. Pure: the same index always gives the same sample, in every process."""
+    """Samples by index. Pure: the same index always gives the same sample, in every process and thread.
+
+    Samples are read in several threads at a time.
+    """
 
     def __len__(self) -> int: ...
 

@@ -8,8 +8,10 @@ only the bins of this rank: it decodes pictures, or fetches their cached feature
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +29,8 @@ from .ledger import BadSample
 from .order import Mixture, MixtureState, Order
 
 RENDERED_BYTES = 256 * 2**20  # most memory for rendered samples that are kept for the next epoch
+AHEAD = 32  # samples of a data set that are read together
+MAX_THREADS = 16  # that read samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ class Stream:
         self._fruitless = dict.fromkeys(self.datasets, 0)
         self._known: dict[tuple[str, int], Rendered] = {}  # samples do not change: the next epoch finds them here
         self._room = RENDERED_BYTES
+        self._ahead: dict[tuple[str, int], Rendered | BadSample] = {}
+        self._pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
 
     @property
     def size(self) -> int:
@@ -129,7 +135,7 @@ class Stream:
         position = self.mixture.advance(source)
         index = self.orders[source](position)
         name = f"{source}[{index}]"
-        rendered = self._known.get((source, index)) or self._render(source, index, name, plan)
+        rendered = self._known.get((source, index)) or self._render(source, position, plan)
         if rendered is not None:
             name = rendered.id
             if len(rendered.ids) > self.limit:
@@ -149,7 +155,29 @@ class Stream:
             rendered = rendered.drop_words(self.word_dropout, self.tokenizer, generator)
         return Drawn(source, rendered)
 
-    def _render(self, source: str, index: int, name: str, plan: StepPlan) -> Rendered | None:
+    def _render(self, source: str, position: int, plan: StepPlan) -> Rendered | None:
+        """The sample at a position of a data set's order, which ``plan`` notes where it is unusable.
+
+        Those behind it are read along, in threads, because drawing and decoding leave Python's lock.
+        """
+        index = self.orders[source](position)
+        if (source, index) not in self._ahead:
+            coming = dict.fromkeys(map(self.orders[source], range(position, position + AHEAD)))
+            wanted = [i for i in coming if (source, i) not in self._known and (source, i) not in self._ahead]
+            found = self._pool.map(lambda i: self._read(source, i), wanted)
+            self._ahead |= {(source, i): sample for i, sample in zip(wanted, found, strict=True)}
+        rendered = self._ahead.pop((source, index))
+        if isinstance(rendered, BadSample):
+            plan.bad.append(rendered)
+            return None
+        size = 50 * len(rendered.ids) + sum(len(image.data or b"") for image in rendered.images)
+        if size <= self._room:
+            self._room -= size
+            self._known[source, index] = rendered
+        return rendered
+
+    def _read(self, source: str, index: int) -> Rendered | BadSample:
+        name = f"{source}[{index}]"
         try:
             sample = self.datasets[source][index]
             name = sample.id or name
@@ -157,12 +185,7 @@ class Stream:
             if rendered.targets == 0:
                 raise DataError("nothing to learn from: no assistant message")
         except DataError as error:
-            plan.bad.append(BadSample(source, name, error.message))
-            return None
-        size = 50 * len(rendered.ids) + sum(len(image.data or b"") for image in rendered.images)
-        if size <= self._room:
-            self._room -= size
-            self._known[source, index] = rendered
+            return BadSample(source, name, error.message)
         return rendered
 
     def _shorten(self, rendered: Rendered, plan: StepPlan) -> Rendered | None:
