@@ -109,7 +109,7 @@ def _run(prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str, eva
     out = RUNS / prefix
     note(f"\n== evaluation of {model}")
     results: dict[str, Any] = {}
-    seconds["evaluation"] = _timed(lambda: results.update(_evaluate(model, out, eval_limit)))
+    seconds["evaluation"] = _timed(lambda: results.update(_evaluate(model, out, eval_limit, flags["device"])))
     total = time.monotonic() - begin
     from stages.summary import write_summary
 
@@ -181,10 +181,11 @@ def _package(kind: str, table: dict[str, Any]) -> str | None:
     return checkpoints[table["checkpoint"]].package
 
 
-def _evaluate(model: Path, out: Path, limit: int | None) -> dict[str, Any]:
+def _evaluate(model: Path, out: Path, limit: int | None, device: str | None) -> dict[str, Any]:
     import json
 
     from stages.eval import evaluate
 
     tasks = json.loads((model / "config.json").read_text(encoding="utf-8"))["eval"]
-    return evaluate(model, tasks, registry(), out, limit=limit, control_limit=CONTROL_LIMIT)
+    where = device or "auto"
+    return evaluate(model, tasks, registry(), out, limit=limit, control_limit=CONTROL_LIMIT, device=where)

@@ -10,6 +10,8 @@ class Native(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: int = Field(64, ge=1, description="prompts that are answered at the same time")
+    rows: int | None = Field(
+        None, ge=1, description="prompts that are answered at the same time; 256 on a GPU and 64 elsewhere if not given"
+    )
     encode_batch: int = Field(32, ge=1, description="pictures that are encoded at the same time")
     image_cache: int = Field(2048, ge=1, description="pictures whose vectors are kept")

@@ -75,6 +75,7 @@ class NativeEngine:
     def __init__(self, config: Config, model: VLM, tokenizer: Tokenizer) -> None:
         self.config, self.model, self.tokenizer = config, model, tokenizer
         self.stops = tokenizer.stops
+        self.rows = config.rows or (256 if model.device.type == "cuda" else 64)
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()  # picture digest → [N, D]
         self._prefix: tuple[object, KVCache, Tensor] | None = None  # prompt, its cache, its last hidden state [1, D]
         self._weights: list[float] = []
@@ -86,8 +87,8 @@ class NativeEngine:
         self._forget_if_trained()
         rows = [self._row(number, prompt, generation) for number, prompt in enumerate(prompts)]
         alike = sorted(rows, key=lambda row: (len(row.prompt.ids).bit_length(), row.digests, len(row.prompt.ids)))
-        for start in range(0, len(rows), self.config.rows):
-            for _ in self._steps(alike[start : start + self.config.rows], generation):
+        for start in range(0, len(rows), self.rows):
+            for _ in self._steps(alike[start : start + self.rows], generation):
                 pass
         return [
             Completion(
@@ -150,8 +151,8 @@ class NativeEngine:
             first = F.log_softmax(self.model.backbone.logits(last), dim=-1)[0]
             sums = [float(first[answer[0]]) for answer in answers]
             longer = [n for n, answer in enumerate(answers) if len(answer) > 1]
-            for start in range(0, len(longer), self.config.rows):
-                chunk = longer[start : start + self.config.rows]
+            for start in range(0, len(longer), self.rows):
+                chunk = longer[start : start + self.rows]
                 for n, rest in zip(chunk, self._score_rest(cache, [answers[n] for n in chunk]), strict=True):
                     sums[n] += rest
         return [Score(logprob=s, tokens=len(answer)) for s, answer in zip(sums, answers, strict=True)]
