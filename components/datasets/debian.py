@@ -32,12 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from components.cache import cache_dir, publish, scratch
+from components.cache import MANIFEST, cache_dir, is_intact, publish, scratch
 from components.datasets.config import DebianOptions
 from ghostvis_plugins.errors import ConfigError, DataError, MissingError, UnavailableError, did_you_mean
 
 ARCHIVE = "https://deb.debian.org/debian/pool/main"
-MANIFEST = ".ghostvis.json"
 DOWNLOAD_SECONDS = 1800
 STALL_SECONDS = 60
 OFFLINE = "PIP_NO_INDEX"  # what keeps the other packages off the network (components.packages) does it here too
@@ -186,7 +185,7 @@ def cached(name: str) -> Path | None:
     folder = _folder(pin)
     if folder in _verified and folder.is_dir():
         return folder
-    if not _intact(pin, folder):
+    if not is_intact(folder, pin.sha256, pin.keep):
         return None
     _verified[folder] = None
     return folder
@@ -203,7 +202,7 @@ def unpacked(name: str, deb: Path) -> Path:
         return folder
     target = _folder(pin)
     _verify(pin, deb)
-    publish(target, lambda content: _unpack(pin, deb, content), is_valid=lambda path: _intact(pin, path))
+    publish(target, lambda new: _unpack(pin, deb, new), is_valid=lambda old: is_intact(old, pin.sha256, pin.keep))
     _verified[target] = None
     return target
 
@@ -255,17 +254,6 @@ def _by_package(files: Sequence[Path], packages: Mapping[str, str], dataset: str
             hint="Name the files NAME_VERSION_all.deb of exactly these packages.",
         )
     return found
-
-
-def _intact(pin: DebianPin, folder: Path) -> bool:
-    """Whether the manifest belongs to this pin and every file in it has its size."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["sha256"] != pin.sha256 or manifest["keep"] != list(pin.keep):
-            return False
-        return all(os.stat(folder / path).st_size == size for path, size in manifest["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # no manifest, or not one: the caller unpacks again, and says so
 
 
 # --- download -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ class Family:
     hidden_act: str  # transformers' name of the same
     final_norm: bool  # whether patch features are normalised at the end; CLIP's norm is for its class token only
     license: str
-    source: str
     interpolation: Literal["bicubic"] = "bicubic"
 
 
@@ -55,7 +54,7 @@ class Checkpoint:
         return self.grid**2
 
 
-_SIGLIP = Family(
+_SIGLIP = Family(  # github.com/google-research/big_vision
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     fit="squash",
@@ -64,13 +63,12 @@ _SIGLIP = Family(
     hidden_act="gelu_pytorch_tanh",
     final_norm=True,
     license="Apache-2.0",
-    source="https://github.com/google-research/big_vision",
 )
 
 FAMILIES: dict[str, Family] = {
     "siglip": _SIGLIP,
     "siglip2": _SIGLIP,
-    "clip": Family(
+    "clip": Family(  # github.com/openai/CLIP
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
         fit="crop",
@@ -79,9 +77,8 @@ FAMILIES: dict[str, Family] = {
         hidden_act="quick_gelu",
         final_norm=False,
         license="MIT",
-        source="https://github.com/openai/CLIP",
     ),
-    "dinov2": Family(
+    "dinov2": Family(  # github.com/facebookresearch/dinov2
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         fit="crop",
@@ -90,7 +87,6 @@ FAMILIES: dict[str, Family] = {
         hidden_act="gelu",
         final_norm=True,
         license="Apache-2.0",
-        source="https://github.com/facebookresearch/dinov2",
     ),
 }
 
