@@ -66,6 +66,16 @@ def test_distractors_are_other_captions_of_the_same_set() -> None:
         assert made.score(doc, "") == {"accuracy": 0.0}
 
 
+def test_mixed_distractors_are_of_every_set() -> None:
+    docs = ranking([*STAMPS, *FIGURES], mixed=True, draws=20).docs()
+    stamps = {sample.messages[-1].text for sample in STAMPS}
+    assert {doc.tags for doc in docs} == {("stamps",), ("figures",)}
+    for tags in (("stamps",), ("figures",)):
+        wrong = {choice for doc in docs if doc.tags == tags for choice in doc.choices if choice != doc.target}
+        assert wrong & stamps
+        assert wrong - stamps
+
+
 def test_captions_of_the_same_thing_are_no_distractors() -> None:
     made = ranking([*STAMPS, captioned("stamps", "A small red harp."), captioned("stamps", "a harp")])
     for doc in made.docs():

@@ -2,8 +2,8 @@
 
 The captions are of ``tuxpaint``, ``openclipart``, ``gimp_help`` and, on request, ``openmoji``; none of them, and no
 variant of the thing it names, is in the training split of any of these sets. The wrong ones are captions of other
-held-out pictures of the same set. Tags are the sets. Chance is 25 %, and what style alone gives shows in the controls:
-with a white picture, or another document's.
+held-out pictures of the same set, or of all sets with ``mixed``. Tags are the sets. Chance is 25 %, and what style
+alone gives shows in the controls: with a white picture, or another document's.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def build(config: CaptionsTask) -> RankingTask:
         distractors=config.distractors,
         seed=config.seed,
         group=lambda sample: sample.id.partition("/")[0],
+        mixed=config.mixed,
         asked=lambda sample: sample.id in asked,
     )
 

@@ -61,6 +61,8 @@ class CaptionsTask(_Options):
     """Pictures of each set, the same ones every time; without it all of them."""
     distractors: int = Field(3, ge=1)
     """Wrong captions beside the right one; chance is 1 / (distractors + 1)."""
+    mixed: bool = False
+    """Whether wrong captions are of pictures of any set: easier, because a set can be told from its style."""
     seed: int = 0
     """Of the distractors and of their order."""
     roots: dict[CaptionSet, str] = {}

@@ -25,9 +25,9 @@ def concept(sample: Conversation) -> str:
 class RankingTask:
     """``samples`` are conversations that end with the right text, each with a ``concept`` in its metadata.
 
-    ``group`` names what a sample's wrong texts are drawn from, and becomes the tag of its documents where it is not
-    empty; ``asked`` says which samples are asked about (their texts are offered in any case). The interval resamples
-    concepts. ``docs`` raises ConfigError where a group has too few texts.
+    ``group`` names what a sample's wrong texts are drawn from (from all samples where ``mixed``), and becomes the tag
+    of its documents where it is not empty; ``asked`` says which samples are asked about (their texts are offered in any
+    case). The interval resamples concepts. ``docs`` raises ConfigError where a group has too few texts.
     """
 
     metric = "accuracy"
@@ -43,18 +43,19 @@ class RankingTask:
         draws: int = 1,
         seed: int = 0,
         group: Key = lambda sample: "",
+        mixed: bool = False,
         asked: Callable[[Conversation], bool] = lambda sample: True,
     ) -> None:
         self.name, self.version = name, version
         self._samples, self._distractors, self._draws, self._seed = samples, distractors, draws, seed
-        self._group, self._asked = group, asked
+        self._group, self._mixed, self._asked = group, mixed, asked
 
     def docs(self) -> Sequence[EvalDoc]:
         texts: dict[str, dict[str, str]] = {}  # group → text → its concept
         for sample in self._samples:
-            texts.setdefault(self._group(sample), {})[_text(sample)] = concept(sample)
+            texts.setdefault(self._pool(sample), {})[_text(sample)] = concept(sample)
         return [
-            self._doc(sample, draw, texts[self._group(sample)])
+            self._doc(sample, draw, texts[self._pool(sample)])
             for sample in self._samples
             if self._asked(sample)
             for draw in range(self._draws)
@@ -63,12 +64,15 @@ class RankingTask:
     def score(self, doc: EvalDoc, answer: str) -> Mapping[str, float]:
         return {self.metric: float(answer == doc.target)}
 
+    def _pool(self, sample: Conversation) -> str:
+        return "" if self._mixed else self._group(sample)
+
     def _doc(self, sample: Conversation, draw: int, texts: Mapping[str, str]) -> EvalDoc:
         right, own, group = _text(sample), concept(sample), self._group(sample)
         others = sorted(text for text, owner in texts.items() if owner != own and text != right)
         if len(others) < self._distractors:
             wanted = f"task.{self.name}.distractors = {self._distractors}"
-            where = f" in '{group}'" if group else ""
+            where = f" in '{group}'" if group and not self._mixed else ""
             raise ConfigError(f"{wanted}: only {len(others)} other texts are held out{where}")
         rng = random.Random(f"{self._seed}/{sample.id}/{draw}")
         choices = [right, *rng.sample(others, self._distractors)]
