@@ -205,6 +205,8 @@ def _from_tokens(tokens: Collection[str], where: str, hint: str) -> ChatFormat:
 def _default_system(template: str, where: str) -> str | None:
     """The system prompt that a ChatML template writes by itself: the literal text of a system turn."""
     # In the template's source a line break of a literal is an escape or, in files that were unescaped once, itself.
+    # Nothing behind the last end can match; searched all the same, each start there would cost a look at all the rest.
+    template = template[: template.rfind(IM_END) + len(IM_END)]
     found = re.search(r"<\|im_start\|>system(?:\\n|\n)(?!['\"])(.+?)<\|im_end\|>", template, re.DOTALL)
     if found is None:
         return None

@@ -53,7 +53,7 @@ def check_template(tokenizer: Tokenizer, template: str, config: Mapping[str, Any
         if ours != theirs:
             raise DataError(
                 f"{where}: the chat template is of no known format; the nearest is '{tokenizer.format.name}', which "
-                f"writes {ours!r} where the template writes {theirs!r}",
+                f"writes {ours!r} where the template writes {_cut(theirs, len(ours) + 200)!r}",
                 hint=_hint(tokenizer),
             )
 
@@ -62,6 +62,10 @@ def _content(token: Any) -> str | None:
     """The text of a special token, which the file gives as a string or as a table."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _hint(tokenizer: Tokenizer) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -346,6 +347,22 @@ def test_an_unknown_template_is_refused(template: str, message: str, tmp_path: P
         assert Tokenizer.load(write(tmp_path / "hub", "smollm2", **config)).format == SMOLLM2
 
 
+def test_a_long_template_is_looked_through_once() -> None:
+    starts = "<|im_start|>system\n" * 20_000
+    began = time.process_time()
+    assert detect({}, "<|im_end|>" + starts, CONTROL_TOKENS, "here") == CHATML
+    assert time.process_time() - began < 5, "a minute where every start is tried to the end"
+    with_prompt = f"<|im_start|>system\nBe kind.<|im_end|>{starts}"
+    assert detect({}, with_prompt, CONTROL_TOKENS, "here").default_system == "Be kind."
+
+
+def test_the_words_of_a_refusal_are_few(tmp_path: Path) -> None:
+    template = chatml() + "{{ 'x' * 100000 }}"
+    with pytest.raises(DataError, match="nearest is 'chatml'") as caught:
+        Tokenizer.load(write(tmp_path / "hub", "smollm2", chat_template=template))
+    assert len(caught.value.message) < 2000
+
+
 def test_without_a_template_the_tokens_tell() -> None:
     assert detect({}, "", LLAMA_TOKENS, "here") == LLAMA3
     assert detect({}, "", CONTROL_TOKENS, "here") == CHATML
@@ -404,7 +421,7 @@ def test_vocab_and_merges_are_the_same_tokenizer(tmp_path: Path, tokenizers: dic
             lambda text: text.replace('"merges": [[', '"merges": [["!", "\u0111"], ['),
             "is not a tokenizer",
         ),
-        ("tokenizer.json", lambda text: text.replace('"BPE"', '"WordPiece"'), "."),
+        ("tokenizer.json", lambda text: text.replace('"BPE"', '"WordPiece"'), "is not a tokenizer"),
         ("tokenizer_config.json", lambda text: "{", "cannot be read as JSON"),
         ("tokenizer_config.json", lambda text: "[]", "no JSON object"),
         ("tokenizer_config.json", lambda text: '{"chat_template": 3}', "chat_template is not text"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from components.backbones.checkpoints import CHECKPOINTS
 from components.backbones.config import Architecture, RopeScaling
 from components.backbones.config import Decoder as Config
 from components.backbones.decoder import Decoder, build
+from components.pretrained.sources import is_cached
 from ghostvis_plugins import ConfigError, DataError, GhostVisError, MissingError, UnavailableError
 
 transformers = pytest.importorskip("transformers")
@@ -79,6 +82,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any
     return make
 
 
+@pytest.fixture(scope="module")
+def loaded(saved: Callable[[str], tuple[Any, Path]]) -> Callable[[str], Decoder]:
+    """Our own model of a family, read once."""
+    return cache(lambda family: load(saved(family)[1]))
+
+
 def load(folder: Path | str, vocab_size: int = 96, **options: Any) -> Decoder:
     model = build(Config(weights=str(folder), **options), vocab_size=vocab_size)
     model.init_weights()
@@ -120,12 +129,14 @@ def test_logits_equal_transformers_over_32768_tokens(saved: Any) -> None:
     second=st.integers(1, 12),
     pieces=st.lists(st.integers(1, 4), min_size=1, max_size=4),
 )
-def test_cached_decoding_is_the_full_pass(saved: Any, family: str, first: int, second: int, pieces: list[int]) -> None:
+def test_cached_decoding_is_the_full_pass(
+    loaded: Callable[[str], Decoder], family: str, first: int, second: int, pieces: list[int]
+) -> None:
     """Two prompts of any length side by side, then the rest of both in pieces of any size."""
-    model = load(saved(family)[1])
+    model = loaded(family)
     total = [length + sum(pieces) for length in (first, second)]
     texts = [torch.randint(96, (n,), generator=torch.Generator().manual_seed(n)) for n in total]
-    cache = model.new_cache(2, max(total))
+    memory = model.new_cache(2, max(total))
     found: list[list[torch.Tensor]] = [[], []]
     at = [0, 0]
     for sizes in ([first, second], *([piece, piece] for piece in pieces)):
@@ -133,7 +144,7 @@ def test_cached_decoding_is_the_full_pass(saved: Any, family: str, first: int, s
         positions = torch.cat([torch.arange(a, a + n) for a, n in zip(at, sizes, strict=True)])
         bounds = torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         with torch.no_grad():
-            hidden = model(model.embed(ids), positions=positions, cu_seqlens=bounds, cache=cache)
+            hidden = model(model.embed(ids), positions=positions, cu_seqlens=bounds, cache=memory)
             for row, part in enumerate(model.logits(hidden).split(sizes)):
                 found[row].append(part)
         at = [a + n for a, n in zip(at, sizes, strict=True)]
@@ -253,11 +264,37 @@ def broken(saved: Any, tmp_path: Path) -> Callable[..., Path]:
         ({"hidden_size": 64}, "embed_tokens.weight is \\[96, 32\\], needed is \\[96, 64\\]"),
         ({"num_hidden_layers": 4}, "12 missing .*layers.3"),
         ({"num_hidden_layers": 2}, "12 unexpected .*layers.2"),
+        ({"num_hidden_layers": 10**9}, "layers: Input should be less than"),
+        ({"hidden_size": 2**62}, "dim: Input should be less than"),
+        ({"vocab_size": 2**63}, "vocab_size: Input should be less than"),
+        ({"rms_norm_eps": float("inf")}, "norm_eps: Input should be a finite number"),
+        ({"rope_parameters": {**MILLION, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not supported"),
+        ({"rope_parameters": {**LLAMA3, "high_freq_factor": 1.0}}, "high_freq_factor 1.0 <= low_freq_factor 1.0"),
     ],
 )
 def test_a_configuration_that_does_not_fit(broken: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(broken(**changes))
+
+
+def test_a_configuration_without_an_end(broken: Any) -> None:
+    folder = broken()
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        load(folder)
+
+
+def test_more_memory_than_there_is(broken: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # as torch says it
+
+    monkeypatch.setattr(Decoder, "to_empty", refuse)
+    with pytest.raises(UnavailableError, match=r"the backbone's 1033\.0 GiB do not fit into the memory of cpu"):
+        load(broken(vocab_size=2**24, hidden_size=2**14))
+
+
+def test_a_qwen3_without_a_width_of_heads_has_the_librarys(broken: Any) -> None:
+    assert read_architecture(broken("qwen3", head_dim=None)).head_dim == transformers.Qwen3Config().head_dim
 
 
 def test_an_unknown_model_lists_the_known(broken: Any) -> None:
@@ -302,6 +339,9 @@ def test_unknown_checkpoints_and_missing_folders(tmp_path: Path) -> None:
         Config(checkpoint="qwen9")
     with pytest.raises(MissingError, match="there is no "):
         load(tmp_path / "nowhere")
+    for source in ("./nowhere", "../nowhere", "~nobody/here", "x" * 5000, "org/" + "x" * 5000):
+        with pytest.raises(MissingError, match="there is no "):
+            load(source)
     with pytest.raises(MissingError, match=r"config\.json does not exist"):
         load(tmp_path)
     with pytest.raises(ConfigError, match="no package carries qwen2"):
@@ -316,6 +356,29 @@ def test_a_hub_out_of_reach(weights: str, tmp_path: Path, monkeypatch: pytest.Mo
         load(weights)
     assert caught.value.exit_code == 5
     assert "set backbone.weights to a folder" in (caught.value.hint or "")
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(UnavailableError, match=r"org/model cannot be put into the hub's cache: No space left"):
+        load("org/model")
+
+
+def test_half_of_a_repository_is_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    assert not is_cached("org/model")
+    (tmp_path / "model-1.safetensors").touch()
+    assert is_cached("org/model")
+    weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert not is_cached("org/model")
+    (tmp_path / "model-2.safetensors").touch()
+    assert is_cached("org/model")
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    assert not is_cached("org/model")
 
 
 @settings(max_examples=200, deadline=None)

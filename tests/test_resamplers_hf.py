@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from components.compose import build_model
 from components.encoders.config import Siglip
 from components.encoders.vit import build_siglip
+from components.resamplers.config import AvgPool as AvgPoolConfig
 from components.resamplers.config import Idefics2 as Idefics2Config
 from components.resamplers.config import PixelShuffle as PixelShuffleConfig
 from components.resamplers.idefics2 import Idefics2
 from components.resamplers.idefics2 import build as build_idefics2
 from components.resamplers.pixel_shuffle import build as build_pixel_shuffle
+from components.resamplers.pooling import build_avgpool
 from ghostvis_plugins import ConfigError
 from ghostvis_plugins.manager import Registry
 
@@ -43,6 +45,31 @@ def test_pixel_shuffle_keeps_tiles_apart() -> None:
     views = [one(view) for view in features.split(16, dim=1)]
     assert torch.equal(made(features), torch.cat(views, dim=1))
     assert (made.tokens, made.out_dim) == (20, 12)
+
+
+def test_average_pooling_keeps_tiles_apart() -> None:
+    made = build_avgpool(AvgPoolConfig(tokens=4, tiles=2), in_dim=3, in_tokens=5 * 16)
+    one = build_avgpool(AvgPoolConfig(tokens=4), in_dim=3, in_tokens=16)
+    features = torch.randn(2, 80, 3)
+    views = [one(view) for view in features.split(16, dim=1)]
+    torch.testing.assert_close(made(features), torch.cat(views, dim=1))
+    assert (made.tokens, made.out_dim) == (20, 3)
+    whole = build_avgpool(AvgPoolConfig(tokens=16, tiles=2), in_dim=3, in_tokens=80)
+    assert torch.equal(whole(features), features)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 4}, r"encoder\.tokens = 80 is none\nresampler\.tiles must be what encoder\.tiles is"),
+        ({"tokens": 4, "tiles": 3}, r"is none with resampler\.tiles = 3"),
+        ({"tokens": 25, "tiles": 2}, r"25 > encoder\.tokens 16 of a tile"),
+    ],
+)
+def test_average_pooling_needs_to_know_the_tiles(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_avgpool(AvgPoolConfig(**options), in_dim=3, in_tokens=80)
+    caught.match(message)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +163,12 @@ def test_idefics2_is_used_without_a_projector(tiny_values: dict[str, Any], built
     assert next(model.projector.parameters(), None) is None
 
 
-def test_a_tiled_tower_and_pixel_shuffle(tiny_values: dict[str, Any], builtin_registry: Registry) -> None:
+@pytest.mark.parametrize("resampler", [{"name": "pixel_shuffle", "factor": 2}, {"name": "avgpool", "tokens": 4}])
+def test_a_tiled_tower_and_its_resampler(
+    resampler: dict[str, Any], tiny_values: dict[str, Any], builtin_registry: Registry
+) -> None:
     options = {"checkpoint": "vit_base_patch16_siglip_224", "image_size": 64, "feature_layer": 1, "tiles": 2}
     encoder = {"name": "siglip", "weights": "random", **options}
-    resampler = {"name": "pixel_shuffle", "factor": 2, "tiles": 2}
-    values = {**tiny_values, "encoder": encoder, "resampler": resampler, "projector": "linear"}
+    values = {**tiny_values, "encoder": encoder, "resampler": {**resampler, "tiles": 2}, "projector": "linear"}
     model = build_model(values, builtin_registry, 320, meta=True)
     assert model.tokens_per_image == build_siglip(Siglip(weights="random", **options)).tokens // 4 == 20

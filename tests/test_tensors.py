@@ -57,6 +57,8 @@ def test_a_file_a_folder_and_shards(tmp_path: Path, sharded: Path) -> None:
         ({"a": "one.safetensors", "b": "one.safetensors"}, DataError, "lacks b"),
         ({"b": "two.safetensors", "c": "one.safetensors"}, DataError, "holds a, which .* places in no shard"),
         ({"a": "two.safetensors", "b": "two.safetensors"}, DataError, "lacks a"),
+        ({"a": "x" * 5000}, DataError, "cannot be read: File name too long"),
+        ({"a": "one\0"}, MissingError, "is missing"),
         (["a"], DataError, "not an index"),
         (None, DataError, "not an index"),
     ],
@@ -65,6 +67,22 @@ def test_an_index_that_is_not_true(sharded: Path, weight_map: Any, kind: type, m
     write_index(sharded, weight_map)
     with pytest.raises(kind, match=message):
         TensorFolder.open(sharded)
+
+
+def test_an_index_without_an_end(sharded: Path) -> None:
+    (sharded / "model.safetensors.index.json").write_text('{"weight_map": ' + "[" * 100_000)
+    with pytest.raises(DataError, match="not an index"):
+        TensorFolder.open(sharded)
+
+
+def test_a_file_that_changes_while_it_is_read(sharded: Path) -> None:
+    found = TensorFolder.open(sharded)
+    (sharded / "one.safetensors").write_bytes((sharded / "one.safetensors").read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"one\.safetensors ends early"):
+        found.get("a")
+    (sharded / "two.safetensors").unlink()
+    with pytest.raises(DataError, match=r"two\.safetensors cannot be read"):
+        found.get("b")
 
 
 def header(entries: Any, data: bytes, *, length: int | None = None) -> bytes:
@@ -224,7 +242,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 @needs_proc
 def test_loading_takes_little_more_than_the_weights(tmp_path: Path) -> None:
     shape = {"dim": 1024, "ffn": 4096, "heads": 8, "vocab_size": 20_000, "shard": 80 * 2**20}
-    assert peak_over_size(tmp_path, lambda folder: write_checkpoint(folder, 12, **shape)) <= 1.3
+    assert peak_over_size(tmp_path, lambda folder: write_checkpoint(folder, 6, **shape)) <= 1.3
 
 
 @needs_proc

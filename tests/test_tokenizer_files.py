@@ -117,6 +117,7 @@ def test_a_folder_is_its_own(tmp_path: Path) -> None:
         ({"model": "llama"}, "model 'llama'.*not supported"),
         ({"pre": "tekken"}, "'tekken' is not supported"),
         ({"pre": None}, "None is not supported"),
+        ({"pre": ["qwen2"]}, r"\['qwen2'\] is not supported"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens is missing"),
         ({"tokens": ["a", "b"]}, "2 tokens and"),
         ({"tokens": ["a", "a"], "token_type": [1, 1]}, "there twice"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,12 @@ from components.encoders.checkpoints import CHECKPOINTS, FAMILIES
 from components.encoders.config import Clip, Dinov2, Siglip, Siglip2
 from components.encoders.config import VisionTransformer as Config
 from components.encoders.vit import VisionTransformer, build_clip, build_dinov2, build_siglip, build_siglip2
+from components.images import decode
 from components.planning import plan
 from ghostvis_plugins import DataError, MissingError, UnavailableError
 from ghostvis_plugins.manager import Registry
+from ghostvis_plugins.types import Image
+from stages.features import FeatureCache
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,7 +82,7 @@ def noise(size: int, count: int = 2) -> Tensor:
 def compare(family: str, checkpoint: str, model: Any, folder: Path, prefix: int = 0, **options: Any) -> None:
     """Patch features at -1 and -2 against transformers'."""
     made = encoder(family, checkpoint=checkpoint, weights=str(folder), **options)
-    pixels = noise(made.config.pixels)
+    pixels = noise(made.config.pixels, 1)
     theirs = model(pixels, output_hidden_states=True)
     torch.testing.assert_close(made(pixels), theirs.last_hidden_state[:, prefix:], rtol=0, atol=1e-4)
     early = encoder(family, checkpoint=checkpoint, weights=str(folder), feature_layer=-2, **options)
@@ -315,6 +317,35 @@ def test_tiles_are_the_whole_and_its_crops() -> None:
     assert tiled.transform()["tiles"] == 2
 
 
+@torch.no_grad()
+def test_features_of_tiles_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_picture: Callable[[int], Image]
+) -> None:
+    """Batches that are padded, the disk, and a changed number of tiles."""
+    monkeypatch.setenv("GHOSTVIS_CACHE", str(tmp_path))
+
+    def cache(tiles: int) -> FeatureCache:
+        made = (
+            encoder("siglip", checkpoint=B16, image_size=32, feature_layer=1, tiles=tiles).eval().requires_grad_(False)
+        )
+        options = made.config.model_dump()
+        rest = {"on_disk": True, "memory_bytes": 2**20, "encode_batch": 2, "device": torch.device("cpu")}
+        return FeatureCache(made, options, **rest)
+
+    pictures = [make_picture(number) for number in (0, 1, 2, 0)]
+    first, again, other = cache(2), cache(2), cache(3)
+    found = first.lookup(pictures)
+    for picture, features in zip(pictures, found, strict=True):
+        pixels = first.encoder.preprocess(decode(picture))
+        assert features.shape == (first.encoder.tokens, 768) == (20, 768)
+        torch.testing.assert_close(features, first.encoder(pixels[None])[0].half(), rtol=0, atol=1e-2)
+    assert not torch.equal(found[0], found[1])
+    assert all(map(torch.equal, again.lookup(pictures), found))
+    assert (first.encoded, again.encoded) == (3, 0)
+    assert {features.shape for features in other.lookup(pictures)} == {(40, 768)}
+    assert other.encoded == 3
+
+
 def test_flops_are_those_of_what_is_built(builtin_registry: Registry) -> None:
     def flops(**options: Any) -> int:
         values = {"resampler": "identity", "projector": "linear"}
@@ -418,14 +449,34 @@ def test_weights_that_do_not_fit(
         encoder("siglip", checkpoint=B16, feature_layer=1, weights=rewritten(siglip[1], tmp_path, change))
 
 
-def test_weights_of_another_activation(siglip: tuple[Any, Path], tmp_path: Path) -> None:
-    weights = rewritten(siglip[1], tmp_path, lambda state: None)
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "quick_gelu"}}))
-    with pytest.raises(DataError, match="hidden_act is 'quick_gelu', this encoder's towers have 'gelu_pytorch_tanh'"):
-        encoder("siglip", checkpoint=B16, feature_layer=1, weights=weights)
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"vision_config": {"hidden_act": "quick_gelu"}}',
+            "hidden_act is 'quick_gelu', this encoder's towers have 'gelu_pytorch_tanh'",
+        ),
+        ('{"num_attention_heads": 16}', "num_attention_heads is 16, this encoder's towers have 12"),
+        ("{", "cannot be read as JSON"),
+        ('{"a": ' + "[" * 100_000, "cannot be read as JSON"),
+        ("[]", "not a model's configuration"),
+        ('{"vision_config": 3}', "not a model's configuration"),
+    ],
+    ids=["activation", "heads", "half", "no end", "list", "number"],
+)
+def test_weights_that_say_what_no_shape_tells(tmp_path: Path, text: str, message: str) -> None:
+    """The configuration beside them is asked before any tensor is."""
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        encoder("siglip", checkpoint=B16, feature_layer=1, weights=str(tmp_path))
+
+
+def test_a_configuration_that_is_a_folder(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").mkdir()
     with pytest.raises(DataError, match="cannot be read as JSON"):
-        encoder("siglip", checkpoint=B16, feature_layer=1, weights=weights)
+        encoder("siglip", checkpoint=B16, feature_layer=1, weights=str(tmp_path))
 
 
 def test_towers_of_another_family(siglip: tuple[Any, Path], dinov2: tuple[Any, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ghostvis_plugins.errors import DataError, MissingError
 from .config import Architecture, RopeScaling
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
+QWEN3_HEAD_DIM = 128  # where a config.json names none
 ROPE_FACTORS = "rope_freqs.weight"  # a GGUF's way to say rope_scaling
 
 
@@ -32,7 +33,7 @@ def read_architecture(path: Path) -> Architecture:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MissingError(f"{file} does not exist; it says what model the weights belong to") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise DataError(f"{file} is not a model's configuration")
@@ -66,6 +67,8 @@ def _from_hf(config: Mapping[str, Any], file: Path) -> Architecture:
     try:
         _refuse_unsupported(config, kind, file)
         rope = {**config, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        if rope.get("partial_rotary_factor") not in (None, 1):
+            raise DataError(f"{file}: partial_rotary_factor {rope['partial_rotary_factor']!r} is not supported")
         heads = config["num_attention_heads"]
         return Architecture(
             model_type=kind,
@@ -73,7 +76,7 @@ def _from_hf(config: Mapping[str, Any], file: Path) -> Architecture:
             layers=config["num_hidden_layers"],
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            head_dim=config.get("head_dim") or (QWEN3_HEAD_DIM if kind == "qwen3" else config["hidden_size"] // heads),
             ffn=config["intermediate_size"],
             vocab_size=config["vocab_size"],
             max_positions=config["max_position_embeddings"],
@@ -127,10 +130,11 @@ def _from_gguf(file: GGUFFile) -> Architecture:
         raise DataError(
             f"{file.path}: architecture '{kind}' is not supported", hint=f"supported: {', '.join(SUPPORTED)}"
         )
-    if file.field("{}.rope.scaling.type") not in (None, "none"):
-        raise DataError(f"{file.path}: rope scaling '{file.field('{}.rope.scaling.type')}' is not supported")
+    for key, plain in (("rope.scaling.type", "none"), ("rope.scale_linear", 1)):
+        if (scaling := file.field(f"{{}}.{key}", plain)) != plain:
+            raise DataError(f"{file.path}: {key} {scaling!r} is not supported")
     heads, dim = file.field("{}.attention.head_count"), file.field("{}.embedding_length")
-    rows = file.shapes.get("token_embd.weight", (0,))[0]
+    rows = (file.shapes.get("token_embd.weight") or (0,))[0]
     try:
         architecture = Architecture(
             model_type=kind,
@@ -138,7 +142,7 @@ def _from_gguf(file: GGUFFile) -> Architecture:
             layers=file.field("{}.block_count"),
             heads=heads,
             kv_heads=file.field("{}.attention.head_count_kv", heads),
-            head_dim=file.field("{}.attention.key_length") or (dim // heads if dim and heads else 0),
+            head_dim=file.field("{}.attention.key_length", dim // heads if dim and heads else 0),
             ffn=file.field("{}.feed_forward_length"),
             vocab_size=rows,
             max_positions=file.field("{}.context_length"),
@@ -150,6 +154,13 @@ def _from_gguf(file: GGUFFile) -> Architecture:
         )
     except ValidationError as error:
         raise _invalid(file.path, error) from error
+    except TypeError as error:
+        raise DataError(f"{file.path} is malformed: {error}") from error
+    turned = file.field("{}.rope.dimension_count", architecture.head_dim)
+    if turned != architecture.head_dim:
+        raise DataError(
+            f"{file.path}: rope.dimension_count {turned!r} of a head of {architecture.head_dim} is not supported"
+        )
     # Stored in single precision: 1e-05 comes back as 9.99999974e-06.
     architecture.norm_eps = float(f"{architecture.norm_eps:.6g}")
     return _with_rope_factors(architecture, file)
@@ -159,10 +170,10 @@ def _with_rope_factors(architecture: Architecture, file: GGUFFile) -> Architectu
     """Llama 3.2 as a GGUF carries the result of its scaling, not the rule; the published rule must give that result."""
     if ROPE_FACTORS not in file.shapes:
         return architecture
-    plain = rope_frequencies(architecture.head_dim, architecture.rope_theta, None)
+    plain, factors = rope_frequencies(architecture.head_dim, architecture.rope_theta, None), file.get(ROPE_FACTORS)
     for factor in (8.0, 32.0):  # Llama 3.1 and 3.2
         scaling = RopeScaling(factor=factor, low_freq_factor=1, high_freq_factor=4, original_max_positions=8192)
-        if torch.allclose(plain / _stretched(plain, scaling), file.get(ROPE_FACTORS).flatten(), rtol=1e-3):
+        if factors.shape == plain.shape and torch.allclose(plain / _stretched(plain, scaling), factors, rtol=1e-3):
             return architecture.model_copy(update={"rope_scaling": scaling})
     raise DataError(f"{file.path}: the frequencies in {ROPE_FACTORS} follow no known rule")
 

@@ -32,29 +32,38 @@ class RopeScaling(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    factor: float = Field(gt=0)
-    low_freq_factor: float = Field(gt=0)
-    high_freq_factor: float = Field(gt=0)
+    factor: float = Field(gt=0, allow_inf_nan=False)
+    low_freq_factor: float = Field(gt=0, allow_inf_nan=False)
+    high_freq_factor: float = Field(gt=0, allow_inf_nan=False)
     original_max_positions: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _a_range(self) -> RopeScaling:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(f"high_freq_factor {self.high_freq_factor} <= low_freq_factor {self.low_freq_factor}")
+        return self
 
 
 class Architecture(BaseModel):
-    """The shape of a pretrained decoder, and the choices in which the families differ."""
+    """The shape of a pretrained decoder, and the choices in which the families differ.
+
+    The upper limits lie far above every published model: a damaged file must not make us build a billion layers.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     model_type: Literal["llama", "qwen2", "qwen3"]
-    dim: int = Field(ge=1)
-    layers: int = Field(ge=1)
-    heads: int = Field(ge=1)
+    dim: int = Field(ge=1, le=2**17)
+    layers: int = Field(ge=1, le=1024)
+    heads: int = Field(ge=1, le=4096)
     kv_heads: int = Field(ge=1)
-    head_dim: int = Field(ge=2, multiple_of=2)
-    ffn: int = Field(ge=1)
-    vocab_size: int = Field(ge=1, description="rows of the published embedding")
-    max_positions: int = Field(ge=1)
-    rope_theta: float = Field(gt=0)
+    head_dim: int = Field(ge=2, le=4096, multiple_of=2)
+    ffn: int = Field(ge=1, le=2**20)
+    vocab_size: int = Field(ge=1, le=2**24, description="rows of the published embedding")
+    max_positions: int = Field(ge=1, le=2**40)
+    rope_theta: float = Field(gt=0, allow_inf_nan=False)
     rope_scaling: RopeScaling | None = None
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(1e-6, gt=0, allow_inf_nan=False)
     qkv_bias: bool = Field(False, description="biases on the query, key and value projections")
     qk_norm: bool = Field(False, description="a learned norm on queries and keys")
     tie: bool = Field(False, description="the embedding is the output head")

@@ -21,7 +21,7 @@ from components.pretrained import sources
 from components.pretrained.gguf import open_gguf
 from components.pretrained.tensors import TensorFolder, TensorSource, fill
 from components.pretrained.tokenizer_files import tokenizer_folder as files_of_tokenizer
-from ghostvis_plugins import ConfigError, DataError
+from ghostvis_plugins import ConfigError, DataError, UnavailableError
 
 from .architecture import read_architecture, rope_frequencies
 from .checkpoints import CHECKPOINTS, PACKAGED
@@ -251,7 +251,16 @@ def build(config: Config, *, vocab_size: int) -> Decoder:
     target = torch.get_default_device()
     with torch.device("meta"):  # torch's own initialisation would take longer than reading the weights
         module = Decoder(config, arch, vocab_size)
-    return module if target.type == "meta" else module.to_empty(device=target)
+    if target.type == "meta":
+        return module
+    try:
+        return module.to_empty(device=target)
+    except RuntimeError as error:  # torch's allocators have no class of their own for this on every device
+        size = sum(parameter.nbytes for parameter in module.parameters())
+        raise UnavailableError(
+            f"the backbone's {size / 2**30:.1f} GiB do not fit into the memory of {target}",
+            hint='choose a smaller checkpoint, or backbone.dtype = "bfloat16" where it stays frozen',
+        ) from error
 
 
 def tokenizer_folder(config: Config) -> Path | None:

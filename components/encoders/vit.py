@@ -23,7 +23,7 @@ from .checkpoints import PACKAGED
 from .config import Clip, Dinov2, Siglip, Siglip2
 from .config import VisionTransformer as Config
 from .dinov2_onnx import Dinov2Onnx
-from .vit_names import check_activation, load_tower
+from .vit_names import check_config, load_tower
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -83,7 +83,8 @@ class VisionTransformer(nn.Module):
             self._init_random()
             return
         source, made = _open(self.config), self.config.published
-        check_activation(source.path, self.config.manner.hidden_act)
+        heads = self.tower.blocks[0].attn.num_heads
+        check_config(source.path, {"hidden_act": self.config.manner.hidden_act, "num_attention_heads": heads})
         load_tower(
             self.tower,
             source,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,16 +221,22 @@ def _place(tower: Any, found: Tensor, grid: int, antialias: bool, path: Path, na
     tower.pos_embed[0].copy_(positions)
 
 
-def check_activation(path: Path, expected: str) -> None:
-    """Raises DataError when a ``config.json`` beside the weights names another activation: no shape would tell."""
+def check_config(path: Path, expected: Mapping[str, Any]) -> None:
+    """Raises DataError when a ``config.json`` beside the weights says otherwise than ``expected``.
+
+    For what no shape would tell: the activation, the number of heads.
+    """
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         return
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{config} cannot be read as JSON: {error}") from error
-    vision = content.get("vision_config", content) if isinstance(content, dict) else {}
-    found = vision.get("hidden_act", expected) if isinstance(vision, dict) else expected
-    if found != expected:
-        raise DataError(f"{config}: hidden_act is '{found}', this encoder's towers have '{expected}'")
+    vision = content.get("vision_config") if isinstance(content, dict) else None
+    vision = content if vision is None else vision
+    if not isinstance(vision, dict):
+        raise DataError(f"{config} is not a model's configuration")
+    for key, value in expected.items():
+        if (found := vision.get(key, value)) != value:
+            raise DataError(f"{config}: {key} is {found!r}, this encoder's towers have {value!r}")

@@ -10,13 +10,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ghostvis_plugins.errors import DataError
 
-# What a reader of damaged bytes can stumble over: lengths, types, text, offsets, sizes.
-DAMAGE = (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError, MemoryError, AssertionError)
+# What a reader of damaged bytes can stumble over: lengths, types, text, offsets, sizes, nesting.
+DAMAGE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OSError,
+    OverflowError,
+    MemoryError,
+    AssertionError,
+    RecursionError,
+)
 
 
 class GGUFFile:
@@ -24,11 +35,9 @@ class GGUFFile:
 
     def __init__(self, path: str | Path) -> None:
         """Read the header. Raises DataError for a damaged file."""
-        from gguf import GGUFReader
-
         self.path = Path(path)
         try:
-            reader = GGUFReader(self.path)
+            reader = _reader(self.path)
             self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         except DAMAGE as error:
             raise DataError(f"{path} is truncated or not a GGUF file: {error}") from error
@@ -74,7 +83,30 @@ class GGUFFile:
         out.copy_(self.get(name))
 
 
-@lru_cache(maxsize=1)
 def open_gguf(path: Path) -> GGUFFile:
     """The file, parsed once for all who ask in a row: reading a vocabulary of 50,000 takes seconds."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _parsed(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: Path, size: int, changed: int) -> GGUFFile:
     return GGUFFile(path)
+
+
+def _reader(path: Path) -> Any:
+    """The library's reader, which by itself takes bytes behind the end of the file for empty values."""
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            if isinstance(self.data, np.memmap):  # the same memory as a plain array: its slices cost a third
+                self.data: Any = self.data.view(np.ndarray)
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise ValueError("it ends early")
+            return super()._get(offset, dtype, count, override_order)
+
+    return Reader(path)

@@ -6,6 +6,8 @@ found, and what is fetched here is theirs as well. Pickles are never asked for.
 
 from __future__ import annotations
 
+import errno
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "config.json",
 )
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}(@\w[\w.-]{0,95})?", re.ASCII)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def is_hub_id(source: str) -> bool:
@@ -39,34 +42,50 @@ def locate(source: str, *, what: str, patterns: Sequence[str] = WEIGHT_FILES) ->
     UnavailableError when the hub cannot be reached or does not give the repository.
     """
     if not is_hub_id(source):
-        path = Path(source).expanduser()
-        if not path.exists():
-            raise MissingError(
-                f"{what}: there is no {source}", hint="give a folder, a file, or a hub repository as organisation/name"
-            )
-        return path
+        try:
+            path = Path(source).expanduser()
+            if path.exists():
+                return path
+            reason = ""
+        except (OSError, RuntimeError) as error:  # a name that is too long, no permission, a user without a home
+            reason = f" ({getattr(error, 'strerror', None) or error})"
+        raise MissingError(
+            f"{what}: there is no {source}{reason}",
+            hint="give a folder, a file, or a hub repository as organisation/name",
+        )
     repository, _, revision = source.removeprefix("hub:").partition("@")
     return _download(repository, revision or None, what, patterns)
 
 
 def is_cached(source: str, patterns: Sequence[str] = WEIGHT_FILES) -> bool:
-    """Whether the hub repository lies in the hub's cache, without touching the network."""
+    """Whether the hub repository lies in the hub's cache, with all its shards, without touching the network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository, _, revision = source.removeprefix("hub:").partition("@")
     try:
-        folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=True
+        folder = Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=True
+            )
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        index = folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return any(folder.glob("*.safetensors"))
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return bool(shards) and all((folder / shard).is_file() for shard in shards)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-    return any(Path(folder).glob("*.safetensors"))
 
 
 def _download(repository: str, revision: str | None, what: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
@@ -74,9 +93,16 @@ def _download(repository: str, revision: str | None, what: str, patterns: Sequen
         raise _unreachable(repository, what, "its licence has to be accepted on the hub first") from error
     except RepositoryNotFoundError as error:
         raise _unreachable(repository, what, "the hub knows no such repository, or it is private") from error
+    except RevisionNotFoundError as error:
+        raise _unreachable(repository, what, f"the hub knows no revision {revision} of it") from error
     except HFValidationError as error:
         raise MissingError(f"{what}: '{repository}' is not the name of a hub repository") from error
     except Exception as error:  # connection, proxy, TLS, time-outs, HTTP: each from another library
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise UnavailableError(
+                f"{what}: {repository} cannot be put into the hub's cache: {error.strerror}",
+                hint="free some space, or point HF_HOME at a folder that can be written",
+            ) from error
         raise _unreachable(repository, what, f"the hub cannot be reached ({type(error).__name__})") from error
 
 

@@ -72,14 +72,17 @@ class TensorFolder:
         pickles, which are refused.
         """
         path = Path(path)
-        if path.is_file():
+        try:
+            if path.is_file():
+                refuse_pickles(path)
+                return cls(path, _places(path))
+            if (path / INDEX).is_file():
+                return cls(path, _indexed(path))
+            if (path / SINGLE).is_file():
+                return cls(path, _places(path / SINGLE))
             refuse_pickles(path)
-            return cls(path, _places(path))
-        if (path / INDEX).is_file():
-            return cls(path, _indexed(path))
-        if (path / SINGLE).is_file():
-            return cls(path, _places(path / SINGLE))
-        refuse_pickles(path)
+        except OSError as error:  # of looking for files: no permission, a name that is too long
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
         raise MissingError(f"no weights at {path}: it holds neither {SINGLE} nor {INDEX}")
 
     @property
@@ -121,14 +124,17 @@ class TensorFolder:
         if not out.numel():
             return
         view = out.detach().view(-1).view(torch.uint8).numpy().data
-        with place.file.open("rb", buffering=0) as file:
-            file.seek(place.start)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise DataError(f"{place.file} ends early: it was changed while it was read")
-                done += count
+        try:
+            with place.file.open("rb", buffering=0) as file:
+                file.seek(place.start)
+                done = 0
+                while done < len(view):
+                    count = file.readinto(view[done:])
+                    if not count:
+                        raise DataError(f"{place.file} ends early: it was changed while it was read")
+                    done += count
+        except OSError as error:
+            raise DataError(f"{place.file} cannot be read: {error.strerror or error}") from error
 
 
 def fill(
@@ -212,7 +218,7 @@ def _indexed(folder: Path) -> dict[str, _Place]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         named = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{index} is not an index of safetensors shards: {error!r}") from error
     found: dict[str, _Place] = {}
     for file in sorted(set(named.values())):

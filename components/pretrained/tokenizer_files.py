@@ -79,7 +79,7 @@ def _convert(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of ``tokenizer.json`` and ``tokenizer_config.json``."""
     file = open_gguf(path)
     model, kind = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre")
-    if model != "gpt2" or kind not in PRE_TOKENIZERS:
+    if model != "gpt2" or not isinstance(kind, str) or kind not in PRE_TOKENIZERS:
         raise DataError(
             f"{path}: a tokenizer of model {model!r} with pre-tokenizer {kind!r} is not supported",
             hint=f"Supported: model 'gpt2' (byte-level BPE) with {', '.join(PRE_TOKENIZERS)}.",
@@ -112,7 +112,7 @@ def _convert(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     template = file.field("tokenizer.chat_template")
     if template is not None:
         config["chat_template"] = template
-    return bpe_description(vocabulary, merges, added, str(kind)), config
+    return bpe_description(vocabulary, merges, added, kind), config
 
 
 def _list(file: GGUFFile, name: str, kind: type) -> Sequence[Any]:

@@ -19,11 +19,12 @@ class Perceiver(BaseModel):
 
 
 class AvgPool(BaseModel):
-    """Mean over the cells of a square grid."""
+    """Mean over the cells of a square grid, of every tile on its own."""
 
     model_config = ConfigDict(extra="forbid")
 
-    tokens: int = Field(16, ge=1, description="cells left of each image: a square number")
+    tokens: int = Field(16, ge=1, description="cells left of each image or tile: a square number")
+    tiles: int = Field(0, ge=0, description="encoder.tiles, where it cuts any: cells do not cross a tile's edge")
 
 
 class Identity(BaseModel):

@@ -14,27 +14,37 @@ from .config import Identity as IdentityConfig
 
 
 class AvgPool(nn.Module):
-    """Features of a square grid ``[I, P, Dv]`` → the means of its N cells ``[I, N, Dv]``."""
+    """Features of V square grids ``[I, V · P, Dv]`` → the means of N cells of each ``[I, V · N, Dv]``."""
 
-    def __init__(self, tokens: int, in_dim: int, in_tokens: int) -> None:
+    def __init__(self, config: AvgPoolConfig, in_dim: int, in_tokens: int) -> None:
         super().__init__()
-        self.tokens, self.out_dim = tokens, in_dim
-        self.side, self.in_side = math.isqrt(tokens), math.isqrt(in_tokens)
+        tokens, self.views = config.tokens, 1 + config.tiles**2 if config.tiles else 1
+        self.tokens, self.out_dim = self.views * tokens, in_dim
+        self.side, self.in_side = math.isqrt(tokens), math.isqrt(in_tokens // self.views)
         if self.side**2 != tokens:
             raise ConfigError(f"resampler.tokens = {tokens} is not a square number")
-        if self.in_side**2 != in_tokens:
-            raise ConfigError(f"resampler avgpool needs a square grid, but encoder.tokens = {in_tokens} is none")
-        if tokens > in_tokens:
-            raise ConfigError(f"resampler.tokens {tokens} > encoder.tokens {in_tokens}: averaging cannot add any")
+        if self.views * self.in_side**2 != in_tokens:
+            raise ConfigError(
+                f"resampler avgpool needs a square grid, but encoder.tokens = {in_tokens} is none"
+                + (f" with resampler.tiles = {config.tiles}" if config.tiles else ""),
+                hint="resampler.tiles must be what encoder.tiles is",
+            )
+        if tokens > self.in_side**2:
+            raise ConfigError(
+                f"resampler.tokens {tokens} > encoder.tokens {self.in_side**2}"
+                + (" of a tile" if config.tiles else "")
+                + ": averaging cannot add any"
+            )
 
     def init_weights(self) -> None:
         """Nothing to fill."""
 
     def forward(self, features: Tensor) -> Tensor:
-        if self.tokens == self.in_side**2:
+        if self.side == self.in_side:
             return features
-        grid = features.transpose(1, 2).unflatten(2, (self.in_side, self.in_side))
-        return F.adaptive_avg_pool2d(grid, self.side).flatten(2).transpose(1, 2)
+        grids = features.unflatten(1, (self.views, self.in_side, self.in_side)).flatten(0, 1).permute(0, 3, 1, 2)
+        means = F.adaptive_avg_pool2d(grids, self.side).flatten(2).transpose(1, 2)
+        return means.unflatten(0, (-1, self.views)).flatten(1, 2)
 
 
 class Identity(nn.Module):
@@ -53,7 +63,7 @@ class Identity(nn.Module):
 
 def build_avgpool(config: AvgPoolConfig, *, in_dim: int, in_tokens: int) -> AvgPool:
     """The ``avgpool`` component."""
-    return AvgPool(config.tokens, in_dim, in_tokens)
+    return AvgPool(config, in_dim, in_tokens)
 
 
 def build_identity(config: IdentityConfig, *, in_dim: int, in_tokens: int) -> Identity:
