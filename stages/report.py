@@ -120,11 +120,16 @@ def _answered(samples: Sequence[Conversation], engine: Any, run_dir: Path) -> st
             picture.save(run_dir / name)
             lines.append(f"![{sample.id}]({name})")
         answer = sample.messages[len(prompt.messages)].text
-        lines += [
-            table({"question": prompt.messages[-1].text, "answer": answer, "model": completion.text, "id": sample.id})
-        ]
+        row = {"question": prompt.messages[-1].text, "answer": answer, "model": completion.text, "id": sample.id}
+        lines += [table({**row, **_credit(sample)})]
         blocks.append("\n\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _credit(sample: Conversation) -> dict[str, str]:
+    """Whose picture it is and under which licence, where the data set says so."""
+    said = [str(sample.metadata.get(key) or "") for key in ("author", "attribution", "license")]
+    return {"picture": "; ".join(filter(None, said))} if any(said) else {}
 
 
 def _before_answer(sample: Conversation) -> tuple[Message, ...]:

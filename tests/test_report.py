@@ -11,7 +11,9 @@ import pytest
 from miniature import registry, values, write_tokenizer
 
 from components.trackers.jsonl import JsonlTracker, read_metrics, rewind
+from ghostvis_plugins.types import Conversation, assistant, user
 from stages.progress import Progress, clock
+from stages.report import _credit
 from stages.runner import run
 
 
@@ -35,6 +37,12 @@ def test_the_report_shows_what_happened(run_dir: Path) -> None:
     assert "What colour is it?" in text
     for word in ("command", "hardware", "commit"):
         assert f"| {word} |" in text
+
+
+def test_a_picture_is_credited_where_its_data_set_says_so() -> None:
+    credited = Conversation((user("?"), assistant("!")), metadata={"author": "", "attribution": "A", "license": "B"})
+    assert _credit(credited) == {"picture": "A; B"}
+    assert _credit(Conversation((user("?"), assistant("!")))) == {}
 
 
 def test_every_link_is_relative_and_there(run_dir: Path) -> None:

@@ -15,7 +15,7 @@ import PIL.Image
 from components.datasets.augmentation import augment
 from components.datasets.concepts import may_flip
 from components.datasets.config import OpenMoji
-from components.datasets.pictures import Picture, pictures
+from components.datasets.pictures import CREDIT, Picture, pictures
 from components.datasets.splits import pick
 from ghostvis_plugins.types import Conversation, Image, Length, Split, assistant, user
 
@@ -34,7 +34,7 @@ QUESTIONS = (
 
 
 class OpenMojiDataset:
-    """Naming conversations. ``metadata``: ``kind`` "naming", ``concept``, ``image`` (id), ``view``."""
+    """Naming conversations. ``metadata``: ``kind`` "naming", ``concept``, ``image`` (id), ``view``, and the credit."""
 
     def __init__(self, items: Sequence[Picture], *, split: Split, views: int) -> None:
         self._items = items
@@ -50,7 +50,7 @@ class OpenMojiDataset:
         return Conversation(
             (user(image, _question(id)), assistant(picture.name)),
             id=id,
-            metadata={"kind": "naming", "concept": picture.concept, "image": picture.id, "view": view},
+            metadata={"kind": "naming", "concept": picture.concept, "image": picture.id, "view": view, **CREDIT},
         )
 
     def length(self, index: int) -> Length:

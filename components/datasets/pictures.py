@@ -29,6 +29,8 @@ from components.packages import PACKAGES, fetch
 from ghostvis_plugins.errors import DataError, UnavailableError
 from ghostvis_plugins.types import Split
 
+CREDIT = {"attribution": "OpenMoji, the open-source emoji and icon project (openmoji.org)", "license": "CC-BY-SA-4.0"}
+"""What the metadata of every sample with these drawings say: whoever publishes one names them."""
 VALIDATION, TEST = 0.04, 0.12
 MAX_HELD_OUT = 4  # pictures of a concept that may be held out
 RENDER_VERSION = 1  # raised when the same drawing gives other pixels or another name

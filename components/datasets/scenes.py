@@ -31,7 +31,7 @@ import PIL.Image
 
 from components.datasets.augmentation import pastel, png
 from components.datasets.config import SceneKind, Scenes
-from components.datasets.pictures import all_pictures, pictures
+from components.datasets.pictures import CREDIT, all_pictures, pictures
 from components.datasets.vocabulary import OBJECTS, SHAPES, plural, with_article
 from ghostvis_plugins.types import Conversation, Image, Length, Split, assistant, user
 
@@ -68,7 +68,7 @@ class Scene:
 
 
 class SceneDataset:
-    """Conversations about composed pictures. ``metadata``: ``kind``, ``form``, ``objects``, ``image``."""
+    """Conversations about composed pictures. ``metadata``: ``kind``, ``form``, ``objects``, ``image``, and the credit."""
 
     def __init__(self, config: Scenes, *, split: Split) -> None:
         side = 128 if config.canvas <= 2 * UNIT else 256  # of the source drawings: never scaled up
@@ -83,7 +83,7 @@ class SceneDataset:
     def __getitem__(self, index: int) -> Conversation:
         kind, rng, scene = self._plan(index)
         id = f"scenes/{self._split}/{index}"
-        metadata = {"kind": kind, "form": scene.form, "objects": scene.objects, "image": id}
+        metadata = {"kind": kind, "form": scene.form, "objects": scene.objects, "image": id, **CREDIT}
         image = Image(data=png(draw(scene, self._paths, self._config.canvas, pastel(rng))))
         return Conversation((user(image, scene.question), assistant(scene.answer)), id=id, metadata=metadata)
 
