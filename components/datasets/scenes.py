@@ -68,7 +68,7 @@ class Scene:
 
 
 class SceneDataset:
-    """Conversations about composed pictures. ``metadata``: ``kind``, ``form``, ``objects``, ``image``, and the credit."""
+    """Conversations about composed pictures. ``metadata``: ``kind``, ``form``, ``objects``, ``image``, the credit."""
 
     def __init__(self, config: Scenes, *, split: Split) -> None:
         side = 128 if config.canvas <= 2 * UNIT else 256  # of the source drawings: never scaled up
