@@ -121,8 +121,10 @@ class VLM(nn.Module):
         whoever joins micro-batches or ranks divides by the total number of targets once.
         """
         rows = batch.target_rows
-        logits = self.backbone.logits(self.hidden(batch, rows=rows))
-        return F.cross_entropy(logits, batch.ids[rows + 1], reduction="sum"), rows.numel()
+        hidden, targets = self.hidden(batch, rows=rows), batch.ids[rows + 1]
+        if hasattr(self.backbone, "nll"):
+            return self.backbone.nll(hidden, targets), rows.numel()
+        return F.cross_entropy(self.backbone.logits(hidden), targets, reduction="sum"), rows.numel()
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """The loss: what a wrapper such as DistributedDataParallel calls."""

@@ -99,7 +99,11 @@ class KVCache(Protocol):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A causal language model over packed documents (``torch.nn.Module``)."""
+    """A causal language model over packed documents (``torch.nn.Module``).
+
+    It may also have ``nll(hidden, targets)``: hidden states ``[S, D]`` and ids ``[S]`` → their summed negative
+    log-likelihood, a float32 scalar. Training then never holds all logits; without it they go through ``logits``.
+    """
 
     dim: int  # D
     vocab_size: int  # rows of the output; at least what `build` was asked for

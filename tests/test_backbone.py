@@ -108,14 +108,14 @@ def test_a_document_never_attends_to_another_nor_to_its_future() -> None:
 
 
 def test_chosen_rows_equal_those_of_the_whole_and_so_do_their_gradients() -> None:
-    model, lengths, rows = make(), [5, 7, 6], torch.tensor([0, 4, 11, 17])
+    model, lengths, rows = make().double(), [5, 7, 6], torch.tensor([0, 4, 11, 17])
     ids = torch.randint(VOCAB, (18,))
     gradients = []
     for hidden in (run(model, ids, lengths)[rows], run(model, ids, lengths, rows=rows)):
         model.zero_grad()
         hidden.square().mul(torch.arange(hidden.numel()).view_as(hidden)).sum().backward()
         gradients.append([hidden] + [p.grad for p in model.parameters() if p.grad is not None])
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)  # angles stay float32
 
 
 @settings(deadline=None, max_examples=15)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from components import packages
 from components.attention import Attend, KVCache, attends, check_length
+from components.cross_entropy import linear_cross_entropy
 from components.pretrained import sources
 from components.pretrained.gguf import open_gguf
 from components.pretrained.tensors import TensorFolder, TensorSource, fill
@@ -199,6 +200,11 @@ class Decoder(nn.Module):
         """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]``."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(hidden, head.weight).float()
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed negative log-likelihood of ``targets`` ``[S]``, without keeping their logits."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return linear_cross_entropy(hidden, head.weight, targets)
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for ``rows`` documents of at most ``length`` tokens."""

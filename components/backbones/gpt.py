@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from components.attention import Attend, KVCache, attends, check_length
+from components.cross_entropy import linear_cross_entropy
 from ghostvis_plugins import ConfigError
 
 from .config import GPT as Config
@@ -127,6 +128,11 @@ class GPT(nn.Module):
         weight = self.embedding.weight if self.head is None else self.head.weight
         cap = self.config.softcap
         return cap * torch.tanh(nn.functional.linear(hidden, weight).float() / cap)
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Summed negative log-likelihood of ``targets`` ``[S]``, without keeping their logits."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return linear_cross_entropy(hidden, weight, targets, self.config.softcap)
 
     def new_cache(self, rows: int, length: int) -> KVCache:
         """An empty cache for ``rows`` documents of at most ``length`` tokens."""

@@ -1,0 +1,67 @@
+"""The head's loss in pieces equals the loss of whole logits, and so do its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from components import cross_entropy
+from components.cross_entropy import linear_cross_entropy
+
+
+def whole(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, softcap: float) -> torch.Tensor:
+    logits = F.linear(hidden, weight).float()
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+@pytest.mark.parametrize("softcap", [0.0, 15.0, 0.5])
+@pytest.mark.parametrize("rows_a_piece", [1, 7, 100])
+def test_pieces_equal_the_whole(softcap: float, rows_a_piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(cross_entropy, "PIECE_BYTES", 4 * 50 * rows_a_piece)
+    hidden, weight = torch.randn(23, 16, dtype=torch.float64), torch.randn(50, 16, dtype=torch.float64)
+    targets = torch.randint(50, (23,))
+    results = []
+    for loss in (whole, linear_cross_entropy):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        value = loss(h, w, targets, softcap)
+        (value / 3).backward()
+        results.append((value, h.grad, w.grad))
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(expected.double(), found.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_wanted_gradients_are_made() -> None:
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4)
+    linear_cross_entropy(hidden, weight, torch.randint(9, (5,))).backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, torch.randint(9, (5,))).requires_grad
+
+
+def test_under_autocast_the_products_are_in_its_type_and_gradients_in_the_weights() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32, requires_grad=True), torch.randn(100, 32, requires_grad=True)
+    targets = torch.randint(100, (64,))
+    exact = whole(hidden, weight, targets, 0.0)
+    (wanted,) = torch.autograd.grad(exact, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
+    assert (weight.grad - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_no_rows_are_no_loss() -> None:
+    weight = torch.randn(9, 4, requires_grad=True)
+    loss = linear_cross_entropy(torch.zeros(0, 4), weight, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(weight.grad, torch.zeros(9, 4))
