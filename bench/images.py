@@ -109,7 +109,7 @@ def main() -> None:
     with PIL.Image.open(parser.parse_args().picture) as opened:
         opened.convert("RGB").resize((640, 480), PIL.Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=90)
     data = buffer.getvalue()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "pillow", "numpy"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "simplejpeg", "pillow", "numpy"))
     turbo = PIL.features.version("libjpeg_turbo")
     print(f"{packages}, Pillow's libjpeg-turbo {turbo}, Python {platform.python_version()}")
     print(f"640 x 480, quality 90, {len(data) / 1e3:.0f} KB -> {SIDE} x {SIDE}; one thread, {ROUNDS} rounds\n")

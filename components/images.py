@@ -8,14 +8,16 @@ that would unfold to gigabytes is refused; every reason to refuse is a DataError
 Notable choices:
 
 - Pillow resizes, as the processors of the published encoders do, to the bit. An encoder may ask for ``resize="fast"``
-  instead: torch's antialiased resize of bytes, and for most JPEGs no Pillow at all. Few values differ, by one or two in
-  255; more beside hard edges where Pillow 13 scales the height first, because that is cheaper, and torch the width. It
-  is an option of the transform, so it is in its hash: training, evaluation and serving always agree on it.
+  instead: torch's antialiased resize of bytes, and, with simplejpeg (``ghostvis[fast]``), no Pillow at all for most
+  JPEGs. Few values differ, by one or two in 255; more beside hard edges where Pillow 13 scales the height first,
+  because that is cheaper, and torch the width. It is an option of the transform, so it is in its hash: training,
+  evaluation and serving always agree on it.
 - AVIF comes with Pillow 11.3, HEIC with pi-heif (``pip install ghostvis[heic]``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -34,6 +36,10 @@ from ghostvis_plugins.types import Image
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Pillow warns of odd metadata; its bomb warning is our size check. Not `catch_warnings` around decoding: that changes
+# the filters of all threads, and pictures are decoded in several.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 T = TypeVar("T")
 
@@ -90,16 +96,14 @@ def _decode(image: Image, max_pixels: int, convert: Callable[[PIL.Image.Image, b
         raise DataError(f"{name}: cannot be read: {error.strerror or error}", hint="Check the path.") from error
     if not data:
         raise DataError(f"{name}: is empty (0 bytes)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns about odd metadata; its bomb warning is our size check
-        with _open(name, data, max_pixels) as opened:
-            try:
-                return convert(opened, data)
-            except DataError:
-                raise
-            except Exception as error:  # a decoder raises nearly anything on damaged bytes
-                reason = str(error) or type(error).__name__
-                raise DataError(f"{name}: is a damaged {opened.format} file: {reason}") from error
+    with _open(name, data, max_pixels) as opened:
+        try:
+            return convert(opened, data)
+        except DataError:
+            raise
+        except Exception as error:  # a decoder raises nearly anything on damaged bytes
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{name}: is a damaged {opened.format} file: {reason}") from error
 
 
 def _open(name: str, data: bytes, max_pixels: int) -> PIL.Image.Image:
@@ -188,16 +192,24 @@ def _oriented_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _tensor_or_picture(opened: PIL.Image.Image, data: bytes) -> PIL.Image.Image | Tensor:
-    """A plain upright JPEG as uint8 ``[3, h, w]``, by torchvision, whose libjpeg-turbo gives Pillow's values."""
-    if opened.format == "JPEG" and opened.mode in ("RGB", "L") and opened.getexif().get(ORIENTATION, 1) == 1:
+    """A plain upright JPEG as uint8 ``[3, h, w]`` where simplejpeg is here: Pillow's library, so Pillow's values."""
+    simplejpeg = _simplejpeg()
+    plain = opened.format == "JPEG" and opened.mode in ("RGB", "L")
+    if simplejpeg is not None and plain and opened.getexif().get(ORIENTATION, 1) == 1:
         import torch
-        from torchvision.io import ImageReadMode, decode_jpeg
 
-        try:
-            return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB)
-        except RuntimeError:  # damaged, which Pillow says in better words, or a torchvision without libjpeg
-            pass
+        with contextlib.suppress(ValueError):  # damaged: Pillow judges, and says it in better words
+            return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
     return _oriented_rgb(opened)
+
+
+@cache
+def _simplejpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
 
 
 def _gray8(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -113,9 +113,8 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except Exception as error:  # of a damaged header numpy makes a literal, a dtype, a size: it fails in any way
-            warnings.warn(
-                f"{path} is damaged ({type(error).__name__}: {error}); the picture is encoded again", stacklevel=2
-            )
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{path} is damaged ({reason}); the picture is encoded again", stacklevel=2)
             return None
         if array.shape != (self.encoder.tokens, self.encoder.out_dim) or array.dtype != np.float16:
             warnings.warn(f"{path} holds {array.dtype}{array.shape}; the picture is encoded again", stacklevel=2)
@@ -186,7 +185,7 @@ class FeatureCache:
             with contextlib.suppress(OSError):
                 private.unlink(missing_ok=True)
             warnings.warn(
-                f"features cannot be kept in {self.folder} ({error.strerror or error}); from here on they stay in memory, "
-                "and what does not fit there is encoded again",
+                f"features cannot be kept in {self.folder} ({error.strerror or error}); from here on they stay in "
+                "memory, and what does not fit there is encoded again",
                 stacklevel=2,
             )

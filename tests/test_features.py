@@ -88,9 +88,9 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     else:
         monkeypatch.setattr(Path, "replace", full)
     cache, pictures = make(), [make_picture(number) for number in range(5)]
-    with pytest.warns(UserWarning) as caught:
-        found = cache.lookup(pictures)
-        again = cache.lookup(pictures)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found, again = cache.lookup(pictures), cache.lookup(pictures)
     assert [str(warning.message) for warning in caught] == [
         f"features cannot be kept in {cache.folder} (No space left on device); from here on they stay in memory, and "
         "what does not fit there is encoded again"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from components.images import FORMATS, MAX_PIXELS, decode, frame, pixels_of, to_
 from ghostvis_plugins.errors import ConfigError, DataError, ExitCode
 from ghostvis_plugins.types import Image
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
 LOSSLESS = {
     "WEBP": {"lossless": True},
     "JPEG": {"quality": 100, "subsampling": 0},
@@ -285,7 +288,7 @@ def png(width: int, height: int, rows: bytes, *, bits: int = 8, code: int = 2, m
 def undecoded(monkeypatch):
     monkeypatch.setattr(PIL.Image.Image, "load", lambda self: pytest.fail("pixels were decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("pixels were decoded"))
-    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda *a, **k: pytest.fail("pixels were decoded"))
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *a, **k: pytest.fail("pixels were decoded"))
 
 
 @pytest.mark.parametrize("side", [8_000, 12_000, 30_000, 100_000])
@@ -344,6 +347,8 @@ def test_fast_is_exact_but_for_rounding(width, height, size, interpolation, mode
     """The values that Pillow decodes, under the filter that Pillow has, first the width and then the height."""
     values = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = encode(PIL.Image.fromarray(values).convert(mode), "JPEG", **coding)
+    same = pixels_of(Reader("fast", size=(height, width)), image)
+    assert np.array_equal(same.numpy().transpose(1, 2, 0), np.asarray(decode(image), dtype=np.float32) / 255)
     method = PIL.Image.Resampling[interpolation.upper()]
     expected = decode(image).resize((size[1], height), method).resize(size[::-1], method)
     found = pixels_of(Reader("fast", size=size, interpolation=interpolation), image)
@@ -488,9 +493,34 @@ def test_transform_hash():
         transform_hash({"mean": float("nan")})
 
 
-def test_decoding_imports_no_torch():
-    import subprocess
-    import sys
+def test_decoding_leaves_the_warnings_of_other_threads_alone():
+    """Pillow's are silenced by a filter of their own, set once."""
+    code = """
+import io, sys, threading, warnings
+from components.images import decode
+from ghostvis_plugins.types import Image
+import PIL.Image
+buffer = io.BytesIO()
+PIL.Image.new("RGB", (400, 400)).save(buffer, "PNG")
+PIL.Image.warnings.warn_explicit("odd metadata", UserWarning, "TiffImagePlugin.py", 1, module="PIL.TiffImagePlugin")
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        decode(Image(data=buffer.getvalue()))
+threads = [threading.Thread(target=work) for _ in range(4)]
+before = list(warnings.filters)
+for thread in threads: thread.start()
+same = all(warnings.filters == before for _ in range(100_000))
+stop.set()
+for thread in threads: thread.join()
+assert same and warnings.filters == before
+warnings.warn("ours")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "ours" in done.stderr
+    assert "odd metadata" not in done.stderr
 
+
+def test_decoding_imports_no_torch():
     code = "import sys, components.images, components.datasets.scenes; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
