@@ -443,15 +443,11 @@ def _saved_stops(folder: Path, config: Mapping[str, Any]) -> list[int | str]:
     generation = _read_json(folder / "generation_config.json").get("eos_token_id")
     named = config.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
+    generation = generation if isinstance(generation, list) else [generation]
     said = (
         ("tokenizer_config.json", STOPS_KEY, config.get(STOPS_KEY) or [], (str,)),
         ("tokenizer_config.json", "eos_token", [named] if named else [], (str,)),
-        (
-            "generation_config.json",
-            "eos_token_id",
-            generation if isinstance(generation, list) else [generation],
-            (int, str),
-        ),
+        ("generation_config.json", "eos_token_id", generation, (int, str)),
     )
     stops: list[int | str] = []
     for file, key, tokens, kinds in said:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -369,11 +368,14 @@ def test_an_unknown_template_is_refused(template: str, message: str, tmp_path: P
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 s|not done"),
-        ("{{ 10 ** 10 ** 10 }}", "more than 1 s|not done"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 s"),
+        ("{{ 10 ** 10 ** 10 }}", "more than 1 s|MemoryError"),
         ("{{ 'x' * 10 ** 10 }}", "MemoryError"),
         ("{{ '%10000000000d' | format(1) }}", "MemoryError"),
-        ("{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "MemoryError"),
+        (
+            "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "more than 1 s|MemoryError",
+        ),
         ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "writes more than 1,000,000 characters"),
         ("{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}", "RecursionError|ended with"),
     ],
@@ -381,6 +383,8 @@ def test_an_unknown_template_is_refused(template: str, message: str, tmp_path: P
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory")
 def test_a_hostile_template_ends(body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the machine would be out of time or memory, the template is refused, and this process notices nothing."""
+    import resource
+
     program = tmp_path / "sandbox.py"
     program.write_text(Path(template_sandbox.__file__).read_text().replace("SECONDS = 5 ", "SECONDS = 1 "))
     monkeypatch.setattr(template_sandbox, "__file__", str(program))
