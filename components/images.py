@@ -178,9 +178,6 @@ def _way_out(data: bytes) -> str:
 def _oriented_rgb(opened: PIL.Image.Image) -> PIL.Image.Image:
     opened.load()
     PIL.ImageOps.exif_transpose(opened, in_place=True)
-    if opened.mode == "RGB" and not opened.has_transparency_data:
-        # The pixels alone: without the copy that a conversion would make, and without the file behind them.
-        return opened.copy()
     if opened.mode.startswith("I") or opened.mode == "F":
         return _gray8(opened).convert("RGB")
     if opened.has_transparency_data:

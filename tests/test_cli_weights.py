@@ -366,3 +366,18 @@ def test_doctor_says_where_weights_can_come_from(cli: Cli, tmp_path: Path) -> No
     section = out.split("\nWeights\n")[1].split("\n\n")[0].splitlines()
     assert {line[:25].strip(): line[25:] for line in section} == report
     assert str(tmp_path) not in out
+
+
+def test_addresses_of_indexes_and_mirrors_are_not_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may hold credentials: neither in what goes into a bug report, nor in what goes into ``resolved.json``."""
+    secret = "https://me:secret@mirror.example/simple"
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", secret)
+    commands = (["doctor"], ["doctor", "--json"], ["config", "show", "--recipe", "cpu/1-tokenizer", "--json"])
+    for command in commands:
+        code, out, err = cli(*command)
+        assert code == 0, err
+        assert out
+        assert "mirror" not in out + err
+        assert "secret" not in out + err
