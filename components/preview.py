@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from components.images import decode, resize
+from components.images import decode, frame
 from ghostvis_plugins.types import Conversation, Document, Message, Sample
 
 TILE, TEXT, COLUMNS = 160, 66, 6  # pixels a side, pixels of text below, tiles a row
@@ -48,7 +48,7 @@ def contact_sheet(samples: Sequence[Sample]) -> PIL.Image.Image | None:
     font = PIL.ImageFont.load_default(12)
     for place, sample in enumerate(shown):
         x, y = place % COLUMNS * (TILE + 8) + 4, place // COLUMNS * (TILE + TEXT + 8) + 4
-        sheet.paste(resize(decode(sample.images[0]), TILE, fit="pad"), (x, y))
+        sheet.paste(frame(decode(sample.images[0]), TILE, fit="pad"), (x, y))
         pen.multiline_text((x + 2, y + TILE + 2), _caption(sample), fill=(20, 20, 20), font=font, spacing=2)
     return sheet
 

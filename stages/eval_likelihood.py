@@ -99,14 +99,14 @@ class Likelihoods:
         import torch.nn.functional as F
 
         from components.batch import Batch
-        from components.images import decode
+        from components.images import pixels_of
 
         model = self.model
         batch = Batch.pack(rendered)
         if batch.images:
             encoder = model.encoder
             assert encoder is not None  # rendering refuses pictures for a model without one
-            batch.pixels = torch.stack([encoder.preprocess(decode(image)) for image in batch.images]).to(model.device)
+            batch.pixels = torch.stack([pixels_of(encoder, image) for image in batch.images]).to(model.device)
         batch = batch.to(model.device)
         training = model.training
         model.eval()

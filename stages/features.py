@@ -1,12 +1,14 @@
 """Outputs of a frozen encoder, kept: a picture is encoded once, not once per epoch.
 
 The key is what the picture *is* (sha256 of its bytes) and what the encoder does with it (its weights, options and
-transform), so a stale hit is impossible. Values are float16. The cache folder may be shared by several processes
-and runs: files appear whole, by a rename, and a damaged one is made again.
+transform, the way pictures are decoded), so a stale hit is impossible. Values are float16. The cache folder may be
+shared by several processes and runs: files appear whole, by a rename, and a damaged one is made again. Where it
+cannot be written, features stay in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from components.cache import cache_dir
-from components.images import decode
+from components.images import pixels_of, transform_hash
 from components.weights import state_hash
 from ghostvis_plugins.errors import ConfigError, DataError
 from ghostvis_plugins.types import Image
@@ -31,9 +33,12 @@ MAX_THREADS = 16  # that prepare pictures
 
 
 def encoder_fingerprint(encoder: Any, options: Mapping[str, Any]) -> str:
-    """Identity of what an encoder computes: options (where its weights came from aside), transform and weights."""
+    """Identity of what an encoder computes: options (where its weights came from aside), transform and weights.
+
+    The hash of a transform holds the version of decoding, too.
+    """
     said = {key: value for key, value in options.items() if key != "weights"}
-    text = json.dumps([said, dict(encoder.transform())], sort_keys=True, default=str)
+    text = json.dumps([said, transform_hash(encoder.transform())], sort_keys=True, default=str)
     return hashlib.sha256((text + state_hash(encoder)).encode()).hexdigest()[:32]
 
 
@@ -62,6 +67,7 @@ class FeatureCache:
         self.encoder, self.device, self.encode_batch = encoder, device, encode_batch
         self.folder = cache_dir() / "features" / encoder_fingerprint(encoder, options) if on_disk else None
         self.memory_bytes = memory_bytes
+        self._writable = on_disk
         self.encoded = 0  # pictures that went through the encoder
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
@@ -106,8 +112,9 @@ class FeatureCache:
             array = np.load(path, allow_pickle=False)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, EOFError) as error:
-            warnings.warn(f"{path} is damaged ({error}); the picture is encoded again", stacklevel=2)
+        except Exception as error:  # of a damaged header numpy makes a literal, a dtype, a size: it fails in any way
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"{path} is damaged ({reason}); the picture is encoded again", stacklevel=2)
             return None
         if array.shape != (self.encoder.tokens, self.encoder.out_dim) or array.dtype != np.float16:
             warnings.warn(f"{path} holds {array.dtype}{array.shape}; the picture is encoded again", stacklevel=2)
@@ -135,7 +142,7 @@ class FeatureCache:
 
     def _pixels(self, image: Image) -> Tensor | DataError:
         try:
-            return self.encoder.preprocess(decode(image))  # type: ignore[no-any-return]
+            return pixels_of(self.encoder, image)
         except DataError as error:
             return error
 
@@ -157,7 +164,7 @@ class FeatureCache:
         self.encoded += len(pixels)
         for key, features in zip(pixels, encoded, strict=True):
             own = features.clone()  # not a view: that would keep the whole batch alive
-            if self.folder is not None:
+            if self._writable:
                 self._write(self._path(key), own)
             results[key] = self._keep(key, own)
 
@@ -165,10 +172,20 @@ class FeatureCache:
         assert self.folder is not None
         return self.folder / key[:2] / f"{key}.npy"
 
-    @staticmethod
-    def _write(path: Path, features: Tensor) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _write(self, path: Path, features: Tensor) -> None:
+        """A full disk, or one that may not be written, ends the writing, and not the run."""
         private = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-        with private.open("wb") as file:
-            np.save(file, features.numpy())
-        private.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with private.open("wb") as file:
+                np.save(file, features.numpy())
+            private.replace(path)
+        except OSError as error:
+            self._writable = False
+            with contextlib.suppress(OSError):
+                private.unlink(missing_ok=True)
+            warnings.warn(
+                f"features cannot be kept in {self.folder} ({error.strerror or error}); from here on they stay in "
+                "memory, and what does not fit there is encoded again",
+                stacklevel=2,
+            )

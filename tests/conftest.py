@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; its library reads this once, when it is imported
 
 if TYPE_CHECKING:
     from components.tokenizers import Tokenizer

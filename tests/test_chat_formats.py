@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
+from components import template_sandbox
 from components.chat_formats import CHAT_FORMATS, CHATML, LLAMA3, QWEN3, QWEN25, SMOLLM2, detect, from_saved
 from components.rendering import render, render_prompt
 from components.tokenizers import CHAT_TEMPLATE, CONTROL_TOKENS, Tokenizer, bpe_description
@@ -247,6 +248,23 @@ def test_stops_come_from_the_files_and_stay(tmp_path: Path) -> None:
             Tokenizer.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "damaged"),
+    [
+        ("tokenizer_config.json", "ghostvis_stop_tokens", (5, True, "<|im_end|>", {"a": 1}, [["<|im_end|>"]], [True])),
+        ("tokenizer_config.json", "eos_token", (5, True, ["<|im_end|>"], {"content": 5}, {"content": ["a"]})),
+        ("generation_config.json", "eos_token_id", (True, {"a": 1}, [1.5], [[1]], [True])),
+    ],
+)
+def test_stops_of_a_damaged_file(file: str, key: str, damaged: tuple[Any, ...], tmp_path: Path) -> None:
+    folder = write(tmp_path, "qwen2.5")
+    content = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+    for wrong in damaged:
+        (folder / file).write_text(json.dumps({**content, key: wrong}))
+        with pytest.raises(DataError, match=rf"{file}: {key} says what ends an answer, and"):
+            Tokenizer.load(folder)
+
+
 def test_a_turn_of_llama_is_words_or_one_call(tokenizers: dict[str, Tokenizer]) -> None:
     calls = (ToolCall("a", "{}"), ToolCall("b", "{}"))
     for parts in (calls, (Text("x"), calls[0])):
@@ -345,6 +363,44 @@ def test_an_unknown_template_is_refused(template: str, message: str, tmp_path: P
         assert "ghostvis_chat_format" in caught.value.hint
         config["ghostvis_chat_format"] = "smollm2"  # what the hint says
         assert Tokenizer.load(write(tmp_path / "hub", "smollm2", **config)).format == SMOLLM2
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 1 s"),
+        ("{{ 10 ** (10 ** 10) }}", "more than 1 s|MemoryError"),
+        ("{{ 'x' * 10 ** 10 }}", "MemoryError"),
+        ("{{ '%10000000000d' | format(1) }}", "MemoryError"),
+        (
+            "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "more than 1 s|MemoryError",
+        ),
+        ("{% for i in range(9999) %}{{ 'x' * 9999 }}{% endfor %}", "writes more than 1,000,000 characters"),
+        ("{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}", "RecursionError|ended with"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory")
+def test_a_hostile_template_ends(body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine would be out of time or memory, the template is refused, and this process notices nothing."""
+    import resource
+
+    program = tmp_path / "sandbox.py"
+    program.write_text(Path(template_sandbox.__file__).read_text().replace("SECONDS = 5 ", "SECONDS = 1 "))
+    monkeypatch.setattr(template_sandbox, "__file__", str(program))
+    monkeypatch.setattr(template_sandbox, "SECONDS", 1)
+    folder = write(tmp_path / "hub", "smollm2", chat_template=chatml() + body)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=f"hub: the chat template cannot be run: .*({message})"):
+        Tokenizer.load(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KB"
+
+
+def test_a_template_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system limits nothing, the clock does."""
+    monkeypatch.setattr("components.chat_templates.PATIENCE", 0.01)
+    with pytest.raises(DataError, match="was not done after"):
+        Tokenizer.load(write(tmp_path / "hub", "smollm2", chat_template=chatml() + " "))
 
 
 def test_a_long_template_is_looked_through_once() -> None:

@@ -231,6 +231,39 @@ def test_a_repository_in_the_cache_needs_no_network(cli: Cli, in_hub_cache: Call
         assert Path(json.loads(out)["weights"][name]).resolve() == snapshot
 
 
+@pytest.mark.parametrize(
+    ("index", "files", "missing"),
+    [
+        (None, ["config.json"], "model.safetensors is missing, and there is config.json"),
+        (None, ["tokenizer.json", "config.json"], "there is config.json, tokenizer.json"),
+        ({"a": "model-1.safetensors", "b": "model-2.safetensors"}, ["model-1.safetensors"], "model-2.safetensors is"),
+        ({str(n): f"model-{n}.safetensors" for n in range(9)}, ["config.json"], "model-2.safetensors and 6 more is"),
+        ({}, ["config.json"], "model.safetensors is missing"),
+    ],
+)
+@pytest.mark.parametrize("name", [QWEN, "some-org/some-model"])
+def test_a_repository_without_its_weights(
+    cli: Cli, in_hub_cache: Callable[..., Path], name: str, index: dict[str, str] | None, files: list[str], missing: str
+) -> None:
+    """Another tool looked at its configuration, or was interrupted."""
+    repository = "Qwen/Qwen2.5-0.5B" if name == QWEN else name
+    snapshot = in_hub_cache(repository, *files)
+    if index is not None:
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    code, out, err = cli("weights", "download", name)
+    assert (code, out) == (5, "")
+    assert f"{repository}: no weights: " in err
+    assert missing in err
+    assert "Pickles" in err
+
+
+def test_a_repository_with_a_damaged_index(cli: Cli, in_hub_cache: Callable[..., Path]) -> None:
+    in_hub_cache("some-org/some-model", "model.safetensors.index.json")
+    code, out, err = cli("weights", "download", "some-org/some-model")
+    assert (code, out) == (6, "")
+    assert "model.safetensors.index.json is damaged" in err
+
+
 def test_the_variables_of_the_hub_are_honoured(tmp_path: Path) -> None:
     """In a process of its own, which reads them as a person's does."""
     done = process("weights", "download", SMOLLM2, cwd=tmp_path)
@@ -333,3 +366,18 @@ def test_doctor_says_where_weights_can_come_from(cli: Cli, tmp_path: Path) -> No
     section = out.split("\nWeights\n")[1].split("\n\n")[0].splitlines()
     assert {line[:25].strip(): line[25:] for line in section} == report
     assert str(tmp_path) not in out
+
+
+def test_addresses_of_indexes_and_mirrors_are_not_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may hold credentials: neither in what goes into a bug report, nor in what goes into ``resolved.json``."""
+    secret = "https://me:secret@mirror.example/simple"
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", secret)
+    commands = (["doctor"], ["doctor", "--json"], ["config", "show", "--recipe", "cpu/1-tokenizer", "--json"])
+    for command in commands:
+        code, out, err = cli(*command)
+        assert code == 0, err
+        assert out
+        assert "mirror" not in out + err
+        assert "secret" not in out + err

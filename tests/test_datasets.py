@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -16,13 +17,14 @@ import pytest
 from pydantic import ValidationError
 
 from components.datasets import chatterbot, chitchat, easy_vqa, openmoji, pictures, scenes
+from components.datasets.augmentation import augment
 from components.datasets.concepts import base_concept, may_flip
 from components.datasets.config import Chatterbot, Chitchat, EasyVQA, OpenMoji, Scenes
 from components.datasets.dialogues import windows
 from components.datasets.splits import fraction, split_of
 from components.datasets.vocabulary import OBJECTS, SHAPES, plural, with_article
 from components.images import decode
-from ghostvis_plugins.types import Conversation, Document, length_of
+from ghostvis_plugins.types import Conversation, Document, Image, length_of
 
 SPLITS = ("train", "validation", "test")
 ROOT = Path(__file__).parents[1]
@@ -288,6 +290,28 @@ def test_questions_vary():
     counts = Counter(train[index].messages[0].text for index in range(0, len(train), 9))
     assert set(counts) == set(openmoji.QUESTIONS)
     assert max(counts.values()) < 2 * min(counts.values())
+
+
+def test_pictures_are_shown_as_they_are_by_default(builtin_registry):
+    """Turned, scaled or mirrored views are asked for, in every set that has them: reading would suffer."""
+    configs = {spec.name: spec.load_config() for spec in builtin_registry.specs("dataset")}
+    views = {name: config.model_fields["views"].default for name, config in configs.items()
+             if "views" in config.model_fields}  # fmt: skip
+    assert {"openmoji", "tuxpaint", "openclipart", "gimp_help"} <= set(views)
+    assert set(views.values()) == {1}
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_views_are_mirrored_where_that_is_said(mirror):
+    """A drawing with a red left and a blue right half."""
+    drawing = PIL.Image.new("RGBA", (64, 64), "red")
+    drawing.paste("blue", (32, 0, 64, 64))
+    swapped = 0
+    for seed in range(40):
+        view = np.asarray(decode(Image(data=augment(drawing, random.Random(seed), mirror=mirror))), dtype=int)
+        left, right = (np.argwhere((view[..., hue] > 200) & (view[..., 2 - hue] < 60))[:, 1].mean() for hue in (0, 2))
+        swapped += bool(left > right)
+    assert (5 < swapped < 35) if mirror else swapped == 0
 
 
 def test_what_may_be_mirrored():

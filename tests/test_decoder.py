@@ -351,8 +351,7 @@ def test_unknown_checkpoints_and_missing_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["hub", "some-org/some-model", "some-org/some-model@main"])
 def test_a_hub_out_of_reach(weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UnavailableError) as caught:
+    with pytest.raises(UnavailableError, match=r"OfflineModeIsEnabled|LocalEntryNotFoundError") as caught:
         load(weights)
     assert caught.value.exit_code == 5
     assert "set backbone.weights to a folder" in (caught.value.hint or "")

@@ -143,6 +143,11 @@ class OpaqueTransform(GoodEncoder):
         return {"mean": torch.zeros(3)}
 
 
+class Hasty(GoodEncoder):
+    def transform(self) -> dict[str, Any]:
+        return {"size": 16, "resize": "fast"}
+
+
 class NotANumber(GoodEncoder):
     def init_weights(self) -> None:
         nn.init.constant_(self.linear.weight, float("nan"))
@@ -172,6 +177,7 @@ class Incomplete(nn.Module):
         (BytePixels, {"preprocess"}),
         (RandomCrop, {"preprocess"}),
         (OpaqueTransform, {"transform"}),
+        (Hasty, {"preprocess"}),
         (NotANumber, {"init-weights"}),
         (Double, {"dtype"}),
         (Incomplete, {"protocol"}),

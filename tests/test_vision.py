@@ -14,7 +14,7 @@ from components import packages
 from components.encoders import efficientnet_lite
 from components.encoders.config import EfficientNetLite as EncoderConfig
 from components.encoders.efficientnet_lite import EfficientNetLite
-from components.images import decode
+from components.images import decode, transform_hash
 from components.projectors.config import MLP as MLPConfig
 from components.projectors.config import Identity as IdentityConfig
 from components.projectors.config import Linear as LinearConfig
@@ -82,6 +82,19 @@ def test_preprocessing_is_what_transform_says(make_picture: Callable[[int], Imag
     assert pixels.dtype == torch.float32
     white = made.preprocess(PIL.Image.new("RGB", (10, 30), "white"))
     assert torch.equal(white, torch.ones(3, 64, 64)), "padding is white, and white is 1"
+
+
+@torch.no_grad()
+def test_the_way_of_resizing_is_recorded_and_hardly_seen() -> None:
+    """As an option of the transform; without it the transform, and so its hash, is that of earlier models."""
+    exact, fast = encoder(image_size=128), encoder(image_size=128, resize="fast")
+    fast.load_state_dict(exact.state_dict())
+    assert transform_hash(exact.transform()) == "0eae2fd8b96dfb05"
+    assert fast.transform() == {**exact.transform(), "resize": "fast"}
+    rough = PIL.Image.effect_noise((40, 30), 120).resize((400, 300), PIL.Image.Resampling.BICUBIC)
+    picture = PIL.Image.merge("RGB", [rough, rough.rotate(90).resize(rough.size), rough.rotate(180)])
+    features = [made(made.preprocess(picture)[None]).double() for made in (exact, fast)]
+    assert torch.nn.functional.cosine_similarity(*features, dim=-1).min() > 0.999
 
 
 @pytest.mark.network

@@ -279,8 +279,22 @@ def test_pixels_equal_those_of_transformers(family: str, size: tuple[int, int]) 
     }
     theirs = published[family]()(picture(*size), return_tensors="pt")["pixel_values"][0]
     with torch.device("meta"):
-        made = BUILDERS[family](CONFIGS[family](feature_layer=1))
+        made = BUILDERS[family](CONFIGS[family](feature_layer=1, fit="native"))
     torch.testing.assert_close(made.preprocess(picture(*size)), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2", "clip", "dinov2"])
+def test_nothing_of_a_picture_is_cut_off_by_default(family: str) -> None:
+    """Reading needs the borders, too: a mark in each corner of a wide picture reaches the tower."""
+    wide, marked = PIL.Image.new("RGB", (300, 100)), PIL.Image.new("RGB", (300, 100))
+    for left, top in ((0, 0), (290, 0), (0, 90), (290, 90)):
+        marked.paste("red", (left, top, left + 10, top + 10))
+    with torch.device("meta"):
+        made = BUILDERS[family](CONFIGS[family](feature_layer=1))
+    changed = (made.preprocess(wide) != made.preprocess(marked))[0]
+    size = made.image_size[1]
+    corners = [part for half in changed.chunk(2, dim=0) for part in half.split([size // 2, size - size // 2], dim=1)]
+    assert all(corner.any() for corner in corners)
 
 
 def test_fits_that_lose_nothing() -> None:
@@ -295,7 +309,7 @@ def test_fits_that_lose_nothing() -> None:
 
 
 def test_a_strip_does_not_become_gigabytes() -> None:
-    made = encoder("dinov2", feature_layer=1)
+    made = encoder("dinov2", feature_layer=1, fit="native")
     assert made.preprocess(PIL.Image.new("RGB", (30_000, 1), "red")).shape == (3, 224, 224)
 
 

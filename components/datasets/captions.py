@@ -20,7 +20,6 @@ import random
 import re
 import sys
 import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -236,13 +235,11 @@ def described(pairs: Sequence[Pair], folders: Folders) -> tuple[list[Pair], int]
 def _usable(data: bytes) -> bool:
     from io import BytesIO
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about very large pictures, which are refused right here
-        try:
-            with PIL.Image.open(BytesIO(data), formats=("PNG", "JPEG")) as opened:
-                width, height = opened.size
-        except Exception:  # a decoder raises nearly anything on damaged bytes; the caller counts
-            return False
+    try:
+        with PIL.Image.open(BytesIO(data), formats=("PNG", "JPEG")) as opened:
+            width, height = opened.size
+    except Exception:  # a decoder raises nearly anything on damaged bytes; the caller counts
+        return False
     return min(width, height) >= SMALLEST and width * height <= MAX_PIXELS
 
 

@@ -6,9 +6,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from components.images import Resize
 from ghostvis_plugins.types import WeightsSource
 
 from .checkpoints import CHECKPOINTS, FAMILIES, PACKAGED, Checkpoint, Family, canonical
+
+RESIZE = (
+    "exact (Pillow, to the bit what the published preprocessing gives) or fast (torch: twice as fast, few values "
+    "differ, by one or two in 255). Recorded with the model, as all of the transform"
+)
 
 
 class EfficientNetLite(BaseModel):
@@ -29,6 +35,7 @@ class EfficientNetLite(BaseModel):
             "head convolution (1280), or multi: group 5 beside the upsampled group 7 (stride 16, 432 channels)"
         ),
     )
+    resize: Resize = Field("exact", description=RESIZE)
     weights: str = Field(
         "package", min_length=1, description='"package" (ImageNet), "random", or the path of a .pth file'
     )
@@ -46,6 +53,14 @@ def _sources(family: str) -> dict[str, WeightsSource]:
         name: WeightsSource(license=license, hub=made.hub, package=PACKAGED[name][0] if name in PACKAGED else None)
         for name, made in CHECKPOINTS[family].items()
     }
+
+
+Fit = Literal["native", "squash", "pad", "crop"]
+FIT = (
+    "how a picture becomes a square: native (as published), squash (aspect lost), pad (all of it, on white) or crop "
+    "(its middle)"
+)
+WHOLE = FIT + ". The published crop loses what stands at the borders, so it is not the default"
 
 
 class VisionTransformer(BaseModel):
@@ -66,11 +81,8 @@ class VisionTransformer(BaseModel):
         description="which features: -1 is the tower's own output; -2, -3, … and 1, 2, … are those after a block "
         "counted from the end or from the start, without a norm. Blocks after it are not built",
     )
-    fit: Literal["native", "squash", "pad", "crop"] = Field(
-        "native",
-        description="how a picture becomes a square: as published, squash (aspect lost), pad (all of it, on white) or "
-        "crop (its middle)",
-    )
+    fit: Fit = Field("native", description=FIT)
+    resize: Resize = Field("exact", description=RESIZE)
     tiles: int = Field(
         0,
         ge=0,
@@ -173,6 +185,7 @@ class Clip(VisionTransformer):
         "vit_large_patch14_clip_336",
         description="published tower; LLaVA 1.5 reads this one at feature_layer = -2",
     )
+    fit: Fit = Field("pad", description=WHOLE)
 
 
 class Dinov2(VisionTransformer):
@@ -193,6 +206,7 @@ class Dinov2(VisionTransformer):
         ge=1,
         description="pixels per side of what the tower sees, a multiple of 14; the 518 of its positions when null",
     )
+    fit: Fit = Field("pad", description=WHOLE)
     weights: str = Field(
         "hub",
         min_length=1,

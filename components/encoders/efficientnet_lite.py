@@ -65,9 +65,10 @@ class EfficientNetLite(nn.Module):
             "std": [0.5, 0.5, 0.5],
             "interpolation": "bicubic",
             "fit": "pad",
+            **({} if self.config.resize == "exact" else {"resize": self.config.resize}),
         }
 
-    def preprocess(self, image: PIL.Image.Image) -> Tensor:
+    def preprocess(self, image: PIL.Image.Image | Tensor) -> Tensor:
         return images.to_pixels(image, **self.transform())
 
     def train(self, mode: bool = True) -> EfficientNetLite:

@@ -24,7 +24,7 @@ def views(tiles: int) -> int:
     return 1 + tiles**2
 
 
-def cut(image: PIL.Image.Image, tiles: int, transform: Mapping[str, Any]) -> Tensor:
+def cut(image: PIL.Image.Image | Tensor, tiles: int, transform: Mapping[str, Any]) -> Tensor:
     """The views of a picture, ``[3, V · S, S]``; ``transform`` is what makes the square of one view."""
     (size, _), values = transform["size"], dict(transform)
     whole = images.to_pixels(image, **values)

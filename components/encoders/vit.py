@@ -52,7 +52,7 @@ class VisionTransformer(nn.Module):
         self.tower = _tower(config)
 
     def transform(self) -> Mapping[str, Any]:
-        """How a picture becomes pixels; ``tiles`` only where there are any."""
+        """How a picture becomes pixels; ``resize`` and ``tiles`` only where they are asked for."""
         manner, size = self.config.manner, self.config.pixels
         fit = manner.fit if self.config.fit == "native" else self.config.fit
         values: dict[str, Any] = {
@@ -64,9 +64,11 @@ class VisionTransformer(nn.Module):
         }
         if fit == "crop":
             values["edge"] = round(size * manner.edge) if self.config.fit == "native" else size
+        if self.config.resize != "exact":
+            values["resize"] = self.config.resize
         return {**values, "tiles": self.config.tiles} if self.config.tiles else values
 
-    def preprocess(self, image: PIL.Image.Image) -> Tensor:
+    def preprocess(self, image: PIL.Image.Image | Tensor) -> Tensor:
         values = dict(self.transform())
         if tiles := values.pop("tiles", 0):
             return tiling.cut(image, tiles, values)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.batch import Batch
-from components.images import decode
+from components.images import pixels_of
 from components.rendering import Rendered, render_prompt
 from components.tokenizers import StreamDecoder, Tokenizer
 from components.vlm import VLM
@@ -270,7 +270,7 @@ class NativeEngine:
         todo = list(missing.items())
         for start in range(0, len(todo), self.config.encode_batch):
             chunk = todo[start : start + self.config.encode_batch]
-            pixels = torch.stack([encoder.preprocess(decode(image)) for _, image in chunk])
+            pixels = torch.stack([pixels_of(encoder, image) for _, image in chunk])
             vectors = self.model.vision_vectors(pixels.to(self.model.device))
             found.update(zip([digest for digest, _ in chunk], vectors, strict=True))
         for digest in found:

@@ -69,13 +69,21 @@ def is_cached(source: str, patterns: Sequence[str] = WEIGHT_FILES) -> bool:
                 repository, revision=revision or None, allow_patterns=list(patterns), local_files_only=True
             )
         )
-        index = folder / "model.safetensors.index.json"
-        if not index.is_file():
-            return any(folder.glob("*.safetensors"))
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return bool(shards) and all((folder / shard).is_file() for shard in shards)
+        return not missing_weights(folder)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """Files of weights that a folder lacks: the shards of its index, or ``model.safetensors`` when there are none.
+
+    Raises ValueError, LookupError, TypeError or AttributeError for an index that is none.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(shard for shard in shards if not (folder / shard).is_file()) if shards else ["model.safetensors"]
 
 
 def _download(repository: str, revision: str | None, what: str, patterns: Sequence[str]) -> Path:
