@@ -191,6 +191,25 @@ def _data() -> Iterator[ComponentSpec]:
         summary="ChatterBot corpus: English questions and answers",
         license="BSD-3-Clause",
     )
+    yield dataset(
+        "jsonl",
+        config="components.datasets.config_local:Jsonl",
+        build="components.datasets.jsonl:build",
+        summary="your own conversations or documents, one JSON object a line",
+    )
+    yield dataset(
+        "imagefolder",
+        config="components.datasets.config_local:ImageFolder",
+        build="components.datasets.imagefolder:build",
+        summary="your own folder of pictures, by class or with metadata.csv",
+    )
+    yield dataset(
+        "identity",
+        config="components.datasets.config_local:Identity",
+        build="components.datasets.identity:build",
+        summary="who am I: conversations about the model, from a file to edit",
+        license="Apache-2.0",
+    )
     yield task(
         "easy_vqa",
         config="components.tasks.config:EasyVQATask",
