@@ -85,3 +85,12 @@ class OpenClipart(DebianOptions):
 
 class GimpHelp(DebianOptions):
     """Figures of the GIMP manual with their captions."""
+
+
+class PublishedOptions(_Options):
+    """A data set that others publish: where its files are."""
+
+    path: str | None = Field(
+        default=None, description="Folder with the publisher's files, or the file; else the Hugging Face hub."
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the hub.")
