@@ -473,7 +473,8 @@ def test_identity_of_ones_own(tmp_path: Path) -> None:
     )
     yaml = tmp_path / "who.yaml"
     yaml.write_text(
-        "system: You are {name}.\nfacts: {name: Ada}\ntopics:\n- {id: n, questions: ['who?', 'name?'], answers: ['{name}.']}\n"
+        "system: You are {name}.\nfacts: {name: Ada}\n"
+        "topics:\n- {id: n, questions: ['who?', 'name?'], answers: ['{name}.']}\n"
     )
     built = [identity.build(Identity(path=str(path)), split="train") for path in (toml, yaml)]
     assert list(built[0]) == list(built[1])

@@ -9,12 +9,14 @@ VALIDATION = "Share that is set aside for validation where the files name no suc
 TEST = "Share that is set aside for testing where the files name no such split."
 
 
-class _Local(BaseModel):
+class Local(BaseModel):
+    """Files that no one else knows: how much of them is held out."""
+
     validation: float = Field(default=0.02, ge=0, lt=0.5, description=VALIDATION)
     test: float = Field(default=0.0, ge=0, lt=0.5, description=TEST)
 
 
-class Jsonl(_Local):
+class Jsonl(Local):
     """Conversations or documents of the user, one JSON object a line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [{"path": "chats.jsonl"}]})
@@ -28,7 +30,7 @@ class Jsonl(_Local):
         return (value,) if isinstance(value, str) else value
 
 
-class ImageFolder(_Local):
+class ImageFolder(Local):
     """A folder of pictures: one subfolder a class, or a metadata file that says what is in them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [{"path": "pictures"}]})
