@@ -318,7 +318,7 @@ def _locate(
     for layout in layouts:
         origin = _published_split(published, layout, split)
         files = _matching(path, _patterns(published, layout, split, config)) or _saved(path, origin)
-        if files and (len(layouts) == 1 or _speaks(layout, files)):
+        if files and (files[0].suffix in (".arrow", *_kinds(published, layout, split, config))):
             return path, layout, _complete(files)
     wanted = "; or ".join(", ".join(_patterns(published, layout, split, config)) for layout in layouts)
     raise UnavailableError(
@@ -326,10 +326,9 @@ def _locate(
     )
 
 
-def _speaks(layout: Layout, files: Sequence[Path]) -> bool:
-    """Whether files are of the kind that a layout's patterns name: two layouts may have patterns in common."""
-    kinds = {PurePosixPath(pattern).suffix for patterns in layout.files.values() for pattern in patterns}
-    return files[0].suffix in kinds or files[0].suffix == ".arrow"
+def _kinds(published: Published, layout: Layout, split: Split, config: PublishedOptions) -> set[str]:
+    """The endings of a layout's files."""
+    return {PurePosixPath(pattern).suffix for pattern in _patterns(published, layout, split, config)}
 
 
 def _patterns(published: Published, layout: Layout, split: Split, config: PublishedOptions) -> list[str]:
@@ -378,7 +377,7 @@ def _of_file(
         if any(fnmatch.fnmatch(path.name, name) for name in names):
             return layout
     for layout in layouts:
-        kinds = [PurePosixPath(pattern).suffix for patterns in layout.files.values() for pattern in patterns]
+        kinds = _kinds(published, layout, split, config)
         if len(layout.files) == 1 and path.suffix in (*kinds, ".arrow", ".gz", ".zst"):
             return layout
     raise UnavailableError(
@@ -422,7 +421,7 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
         )
         if _matching(folder, patterns):
             return folder
-        reason = f"has no {', '.join(patterns)}"
+        reason = f"holds no {', '.join(patterns)} here"
     except GatedRepoError:
         reason = "wants its licence to be accepted on the hub first (then `hf auth login`)"
     except RevisionNotFoundError as error:
