@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from components.datasets import chats, corpora, parquet, problems
 from components.datasets import config_text as options
-from components.datasets.problems import boxed, multiple_choice
+from components.datasets.problems import boxed
 from components.datasets.published import Published
 from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError, MissingError, UnavailableError
 from ghostvis_plugins.types import Conversation, Document, Image, assistant, length_of, system, user
@@ -268,14 +268,14 @@ def test_mmlu_aux(tmp_path: Path) -> None:
         table(tmp_path, f"all/{name}-00000-of-00001.parquet", MMLU, [row | {"subject": name}])
     config = options.MMLUAux(path=str(tmp_path))
     (sample,) = open_all(problems.MMLU_AUX, config)
-    assert sample.messages[0].text == "Which?\nA. a\nB. b\nC. c\nD. d\nAnswer with the letter of the right choice."
+    assert sample.messages[0].text == "Which?\nA. a\nB. b\nC. c\nD. d" + config.suffix
     assert sample.messages[1].text == sample.metadata["answer"] == "C"
     assert open_all(problems.MMLU_AUX, config, "validation")[0].metadata["subject"] == "validation"
     rows = [{"train": row}] * 150 + [{"train": row | {"answer": 4}}]
     table(tmp_path / "aux", "auxiliary_train/train-00000-of-00001.parquet", MMLU_AUX, rows)
     data = problems.MMLU_AUX(options.MMLUAux(path=str(tmp_path / "aux")), split="train")
     assert data[0].messages == sample.messages
-    with pytest.raises(DataError, match="the answer is choice 5 of 4"):
+    with pytest.raises(DataError, match="the right choice is number 4 of 4"):
         data[len(data) - 1]
 
 
@@ -292,12 +292,6 @@ def test_arc(tmp_path: Path) -> None:
     assert len(open_all(problems.ARC, options.ARC(path=str(tmp_path), subset="ARC-Easy"))) == 2
     with pytest.raises(DataError, match="the answer 'B' is none of A, C"):
         problems.ARC(options.ARC(path=str(tmp_path)), split="validation")[0]
-
-
-def test_multiple_choice_refuses_what_it_cannot_ask() -> None:
-    for choices, right in ((["a"], 0), (["a"] * 11, 0), (["a", " "], 0), (["a", "b"], 2), (["a", "b"], -1)):
-        with pytest.raises(DataError):
-            multiple_choice("Which?", choices, right)
 
 
 SETS: list[tuple[Published, Any]] = [

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from components.datasets.config import PublishedOptions
+from components.datasets.config import Choices, PublishedOptions
 from components.datasets.config_local import Local
 
 CLIMBMIX_HELD_OUT = "06542"  # the last of the 6,543 shards, which nanochat validates on
@@ -78,11 +78,17 @@ class MATH(PublishedOptions):
     )
 
 
-class MMLUAux(PublishedOptions):
+class _Choices(PublishedOptions):
+    suffix: str = Field(
+        default=Choices.model_fields["suffix"].default, description=Choices.model_fields["suffix"].description
+    )
+
+
+class MMLUAux(_Choices):
     """The auxiliary training set of MMLU: multiple-choice questions out of other tests."""
 
 
-class ARC(PublishedOptions):
+class ARC(_Choices):
     """AI2's ARC: questions of grade-school science with choices."""
 
     subset: Literal["ARC-*", "ARC-Easy", "ARC-Challenge"] = Field(

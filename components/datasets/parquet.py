@@ -12,7 +12,7 @@ number.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,15 @@ def build(config: Parquet, *, split: Split) -> PublishedDataset | SampleList:
     if not wanted:
         return SampleList(())
     columns = _columns(wanted[0])
-    shape = _shape(config, columns, wanted[0])
-    table = Table(wanted, Schema(required={name: kind for name, kind in shape.items() if name}))
+    schema = Schema(required=_shape(config, columns, wanted[0]))
+    table = Table(wanted, schema)
     root = existing(config.root, "dataset.parquet.root") if config.root else wanted[0].parent
     source = Source(name="parquet", options=config, folder=root, split=split, extra=locate(root))
-    rows = None
+    rows: Sequence[int] = range(len(table))
     if divide:
-        keys = (f"parquet/{row}" for row in range(len(table)))
+        keys = (f"parquet/{row}" for row in rows)
         rows = chosen(keys, split, validation=config.validation, test=config.test)
-    return PublishedDataset(
-        "parquet", table, Layout(files={}, schema=Schema(required={}), convert=_sample), source, rows
-    )
+    return PublishedDataset(table, Layout(files={}, schema=schema, convert=_sample), source, rows)
 
 
 def _columns(path: Path) -> dict[str, pa.DataType]:

@@ -1,7 +1,7 @@
 """Problems with known answers, as text: GSM8K, MATH, the auxiliary training set of MMLU, and ARC.
 
 What can be checked is in ``metadata["answer"]``: the number behind ``####``, the contents of the last ``\\boxed{}``, or
-the letter of the right choice. Multiple choice is asked in one way everywhere (:func:`multiple_choice`).
+the letter of the right choice.
 
 - ``gsm8k``: openai/gsm8k (MIT, Cobbe et al. 2021). Published splits: train and test.
 - ``math``: EleutherAI/hendrycks_math (MIT, Hendrycks et al. 2021), a folder per subject. Published: train and test.
@@ -18,25 +18,23 @@ import re
 from collections.abc import Sequence
 
 from components.datasets.published import Layout, Published, Source, words
+from components.datasets.published_choices import lettered
 from components.datasets.tables import INT, STRING, Row, Schema, list_of, struct_of
 from ghostvis_plugins.errors import DataError
 from ghostvis_plugins.types import Conversation, assistant, user
 
-LETTERS = "ABCDEFGHIJ"
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _FINAL = re.compile(r"####\s*(\S[^\n]*?)\s*$")
 
 
-def multiple_choice(question: str, choices: Sequence[str], right: int, **metadata: object) -> Conversation:
-    """The question, a lettered choice a line, and the letter of the right one. Raises DataError."""
-    if not 2 <= len(choices) <= len(LETTERS):
-        raise DataError(f"{len(choices)} choices")
-    if not 0 <= right < len(choices):
-        raise DataError(f"the answer is choice {right + 1} of {len(choices)}")
-    options = [f"{letter}. {words(choice, 'choice')}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    asked = "\n".join([words(question, "question"), *options, "Answer with the letter of the right choice."])
-    known = {"kind": "multiple_choice", "answer": LETTERS[right], **metadata}
-    return Conversation((user(asked), assistant(LETTERS[right])), metadata=known)
+def _choice(source: Source, question: str, choices: Sequence[str | None], right: int, **more: str) -> Conversation:
+    """A question as the sets with pictures ask it (:func:`components.datasets.published_choices.lettered`)."""
+    lines, letter = lettered(choices, right)
+    question = words(question, "question")
+    metadata = {"kind": "choice", "question": question, "choices": list(choices), "right": right, "answer": letter}
+    return Conversation(
+        (user(f"{question}\n{lines}{source.options.suffix}"), assistant(letter)), metadata=metadata | more
+    )
 
 
 def _gsm8k(row: Row, source: Source) -> Conversation:
@@ -79,7 +77,7 @@ def _mmlu(row: Row, source: Source) -> Conversation:
     known = {"subject": row["subject"]} if row.get("subject") else {}
     if row.get("answer") is None:
         raise DataError("no answer")
-    return multiple_choice(row["question"], row["choices"] or (), row["answer"], **known)
+    return _choice(source, row["question"], row["choices"] or (), row["answer"], **known)
 
 
 def _arc(row: Row, source: Source) -> Conversation:
@@ -89,7 +87,7 @@ def _arc(row: Row, source: Source) -> Conversation:
         raise DataError(f"{len(labels)} labels for {len(texts)} choices")
     if row["answerKey"] not in labels:
         raise DataError(f"the answer {row['answerKey']!r} is none of {', '.join(labels)}")
-    return multiple_choice(row["question"], texts, labels.index(row["answerKey"]), source_id=row["id"])
+    return _choice(source, row["question"], texts, labels.index(row["answerKey"]), question_id=row["id"])
 
 
 _WORD_PROBLEM = Schema(required={"question": STRING, "answer": STRING})

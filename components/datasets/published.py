@@ -18,7 +18,7 @@ import fnmatch
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -32,7 +32,8 @@ from ghostvis_plugins.types import Image, Length, Sample, Split, length_of
 VALIDATION = 0.01
 """The share of the training rows that is set aside where there is no validation split."""
 
-TABLES = (".parquet", ".arrow", ".json", ".jsonl", ".ndjson", ".gz", ".zst")
+ITEM = "_item"
+"""The number of a sample among those of its row, in the row that a conversion is given."""
 _SHARD = re.compile(r"^(.*?)-?(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?(\.\w+)$")
 
 Convert: TypeAlias = Callable[[Row, "Source"], Sample]
@@ -47,6 +48,10 @@ class Layout:
     """Shell patterns of the files, below the repository or folder. ``{option}`` is the value of an option."""
     schema: Schema
     convert: Convert
+    beside: Mapping[Split, Sequence[str]] = field(default_factory=dict)
+    """Further files to fetch from the hub, which ``prepare`` reads."""
+    read: Callable[[Sequence[Path]], Iterable[Row]] | None = None
+    """Reads all rows at once, of a set that is small and scattered over many files."""
     at: str = ""
     """Of a JSON file: the member that holds the rows; its top level by default."""
     group: str = ""
@@ -56,14 +61,23 @@ class Layout:
     prepare: Callable[[Source, Table], Any] | None = None
     """Reads what rows refer to (annotations beside questions) into ``Source.extra`` when the set is opened."""
     keys: Sequence[str] = ()
-    """Columns of JSON files that ``prepare`` asks for as a whole."""
-    repeat: Callable[[Table], Sequence[int]] | None = None
-    """How many samples each row makes; a row then says which one in its member ``_item``."""
+    """Columns that ``prepare`` or ``choose`` asks for as a whole."""
+    choose: Callable[[Source, Table], Iterable[bool]] | None = None
+    """Which rows of the files belong to ``Source.split``, or can be used at all; the others are counted as dropped."""
+    repeat: str = ""
+    """A column of lists each of whose items makes a sample; a row then says which one in its member :data:`ITEM`."""
+    hub: bool = True
+    """Whether the set's repository on the hub has this layout."""
+    pictures: str = ""
+    """Where to get the pictures, of a layout that has none in it; they are in the folder of the option ``images``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A data set that others publish. ``repo`` is a data-set repository of the Hugging Face hub, if it is on it."""
+    """A data set that others publish. ``repo`` is a data-set repository of the Hugging Face hub, if it is on it.
+
+    It is its own builder: ``published(config, split="train")``.
+    """
 
     name: str
     license: str
@@ -80,12 +94,15 @@ class Published:
     """Why there is no test split ("the answers are kept by the evaluation server")."""
     validation: float = VALIDATION
 
-    def __call__(self, config: PublishedOptions, *, split: Split) -> PublishedDataset:
-        return build(self, config, split=split)
-
     @property
     def home(self) -> str:
-        return f"https://huggingface.co/datasets/{self.repo}" if self.repo else self.url
+        """Where to get it."""
+        hub = f"https://huggingface.co/datasets/{self.repo}" if self.repo else ""
+        return " or ".join(filter(None, (hub, self.url)))
+
+    def __call__(self, config: PublishedOptions, *, split: Split) -> PublishedDataset:
+        """One split of the set; see :func:`build`."""
+        return build(self, config, split=split)
 
 
 @dataclass(slots=True)
@@ -97,6 +114,8 @@ class Source:
     folder: Path
     """Where the files are: a local folder, or a snapshot in the hub's cache."""
     split: Split
+    """The published split that the rows are of: "train" also where some of them are set aside for validation."""
+    files: tuple[Path, ...] = ()
     reads: bool = True
     """False while only lengths are wanted: pictures are then neither looked for nor read."""
     extra: Any = field(default=None)
@@ -142,13 +161,16 @@ def words(value: str | None, what: str) -> str:
 
 
 class PublishedDataset:
-    """One split of a published set. ``id`` is NAME/SPLIT/ROW, and so unique whatever the publisher calls a row."""
+    """One split of a published set.
 
-    def __init__(self, name: str, table: Table, layout: Layout, source: Source, rows: Sequence[int] | None) -> None:
-        self._name, self._table, self._layout = name, table, layout
+    ``id`` is NAME/SPLIT/ROW, and so unique whatever the publisher calls a row; SPLIT is the published one. ``dropped``
+    counts the rows that the layout leaves out because they cannot be used.
+    """
+
+    def __init__(self, table: Table, layout: Layout, source: Source, rows: Sequence[int], *, dropped: int = 0) -> None:
+        self._table, self._layout, self._rows, self.dropped = table, layout, rows, dropped
         self._source, self._blind = source, replace(source, reads=False)
-        self._rows: Sequence[int] = range(len(table)) if rows is None else rows
-        self._ends = None if layout.repeat is None else _ends(layout.repeat(table), self._rows)
+        self._ends = _ends(list(table.counts(layout.repeat)), rows) if layout.repeat else None
 
     def __len__(self) -> int:
         return len(self._rows) if self._ends is None else self._ends[-1]
@@ -161,13 +183,13 @@ class PublishedDataset:
 
     def _sample(self, index: int, source: Source) -> Sample:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self._name} has {len(self)} samples here; there is no number {index}")
+            raise IndexError(f"{source.name} has {len(self)} samples here; there is no number {index}")
         place, item = self._locate(index)
         row = self._rows[place]
-        id = f"{self._name}/{source.split}/{row}" + ("" if self._ends is None else f"/{item}")
+        id = f"{source.name}/{source.split}/{row}" + ("" if self._ends is None else f"/{item}")
         try:
             values = self._table.row(row, pictures=source.reads)
-            values["_item"] = item
+            values[ITEM] = item
             sample = self._layout.convert(values, source)
         except DataError as error:
             raise DataError(f"{id}: {error.message}", hint=error.hint) from error
@@ -203,15 +225,40 @@ def build(published: Published, config: PublishedOptions, *, split: Split) -> Pu
         raise MissingError(f"data set '{name}' has no {split} split: {reason}", hint=_instead(split))
     folder, layout, files = _locate(published, layouts, config, split)
     origin = _published_split(published, layout, split)
-    keys = tuple(dict.fromkeys([*([layout.group] if layout.group else []), *layout.keys]))
-    table = Table(files, layout.schema, at=layout.at, keys=keys)
-    source = Source(name=name, options=config, folder=folder, split=origin)
+    source = Source(name=name, options=config, folder=folder, split=origin, files=tuple(files))
+    if layout.pictures:
+        _check_pictures(source, layout)
+    keys = tuple(dict.fromkeys([*filter(None, (layout.group,)), *layout.keys]))
+    if layout.read is None:
+        table = Table(files, layout.schema, at=layout.at, keys=keys, counted=layout.repeat)
+    else:
+        table = Table.of_rows(folder, list(layout.read(files)), layout.schema)
     if layout.prepare is not None:
         source.extra = layout.prepare(source, table)
-    rows = None
+    rows: Sequence[int] = range(len(table))
+    if layout.choose is not None:
+        rows = array("q", (row for row, chosen in enumerate(layout.choose(source, table)) if chosen))
+    dropped = len(table) - len(rows)
+    if not rows:
+        raise DataError(f"data set '{name}': none of the {len(table)} rows in {files[0].parent} is of '{origin}'")
     if "validation" not in layout.files and origin == "train":
-        rows = _set_aside(published, layout, table, split)
-    return PublishedDataset(name, table, layout, source, rows)
+        rows = _set_aside(published, layout, table, rows, split)
+    return PublishedDataset(table, layout, source, rows, dropped=dropped)
+
+
+def _check_pictures(source: Source, layout: Layout) -> None:
+    """The folder of pictures is there. Raises UnavailableError."""
+    given = getattr(source.options, "images", None)
+    option = f"dataset.{source.name}.images"
+    if given is None and source.options.path is None:
+        raise UnavailableError(
+            f"data set '{source.name}': its pictures are not in {source.folder}",
+            hint=f"Get them from {layout.pictures}, and say where they are: --set {option}=DIR.",
+        )
+    if not source.images.is_dir():
+        raise UnavailableError(
+            f"{option} = {given}: there is no such folder", hint=f"The pictures come from {layout.pictures}."
+        )
 
 
 def _published_split(published: Published, layout: Layout, split: Split) -> Any:
@@ -225,17 +272,13 @@ def _instead(split: Split) -> str:
     return "Evaluate on validation, as the field does." if split == "test" else "Use another split."
 
 
-def _set_aside(published: Published, layout: Layout, table: Table, split: Split) -> Sequence[int]:
-    groups = table.column(layout.group) if layout.group else range(len(table))
-    chosen = array("q")
-    if layout.block > 1 and not layout.group:
-        for number, start in enumerate(range(0, len(table), layout.block)):
-            if split_of(f"{published.name}/{number}", validation=published.validation, test=0.0) == split:
-                chosen.extend(range(start, min(start + layout.block, len(table))))
-        groups = range(0)
+def _set_aside(published: Published, layout: Layout, table: Table, rows: Sequence[int], split: Split) -> Sequence[int]:
+    """Those of the training rows that are of ``split``: a group of rows is in one of the two."""
+    groups = list(table.column(layout.group)) if layout.group else None
     known: dict[Any, bool] = {}
-    for row, group in enumerate(groups):
-        key = row if group is None else group
+    chosen = array("q")
+    for row in rows:
+        key = row // layout.block if groups is None or groups[row] is None else groups[row]
         if key not in known:
             place = split_of(f"{published.name}/{key}", validation=published.validation, test=0.0)
             known[key] = place == split
@@ -243,7 +286,7 @@ def _set_aside(published: Published, layout: Layout, table: Table, split: Split)
             chosen.append(row)
     if not chosen:
         raise DataError(
-            f"data set '{published.name}': none of its {len(table)} rows falls into '{split}'",
+            f"data set '{published.name}': none of its {len(rows)} rows falls into '{split}'",
             hint=f"{published.validation:.1%} of the training rows are set aside for validation; this is too small a "
             "piece of the set for that.",
         )
@@ -254,10 +297,17 @@ def _locate(
     published: Published, layouts: Sequence[Layout], config: PublishedOptions, split: Split
 ) -> tuple[Path, Layout, list[Path]]:
     """The folder, the layout that it has, and its files of the split, all there."""
+    layout: Layout | None
     if config.path is None:
-        layout = layouts[0]
+        layout = next((layout for layout in layouts if layout.hub and published.repo), None)
+        if layout is None:
+            raise UnavailableError(
+                f"data set '{published.name}': its split '{split}' is on no hub, and its folder is not given",
+                hint=where(published),
+            )
         patterns = _patterns(published, layout, split, config)
-        folder = _from_hub(published, patterns, config)
+        beside = layout.beside.get(_published_split(published, layout, split), ())
+        folder = _from_hub(published, [*patterns, *beside], config)
         return folder, layout, _complete(_matching(folder, patterns))
     path = Path(config.path).expanduser()
     if not path.exists():
@@ -270,7 +320,7 @@ def _locate(
     for layout in layouts:
         origin = _published_split(published, layout, split)
         files = _matching(path, _patterns(published, layout, split, config)) or _saved(path, origin)
-        if files and (len(layouts) == 1 or _speaks(layout, files)):
+        if files and (files[0].suffix in (".arrow", *_kinds(published, layout, split, config))):
             return path, layout, _complete(files)
     wanted = "; or ".join(", ".join(_patterns(published, layout, split, config)) for layout in layouts)
     raise UnavailableError(
@@ -278,23 +328,37 @@ def _locate(
     )
 
 
-def _speaks(layout: Layout, files: Sequence[Path]) -> bool:
-    """Whether files are of the kind that a layout's patterns name: two layouts may have patterns in common."""
-    kinds = {PurePosixPath(pattern).suffix for patterns in layout.files.values() for pattern in patterns}
-    return files[0].suffix in kinds or files[0].suffix == ".arrow"
+def _kinds(published: Published, layout: Layout, split: Split, config: PublishedOptions) -> set[str]:
+    """The endings of a layout's files."""
+    return {PurePosixPath(pattern).suffix for pattern in _patterns(published, layout, split, config)}
 
 
 def _patterns(published: Published, layout: Layout, split: Split, config: PublishedOptions) -> list[str]:
+    """The patterns of the files, one for each value of an option that has several."""
     options = config.model_dump()
-    return [pattern.format(**options) for pattern in layout.files[_published_split(published, layout, split)]]
+    found: list[str] = []
+    for pattern in layout.files[_published_split(published, layout, split)]:
+        several = [key for key, value in options.items() if f"{{{key}}}" in pattern and isinstance(value, tuple)]
+        values = options[several[0]] if several else (None,)
+        found += [pattern.format(**{**options, **dict.fromkeys(several, value)}) for value in values]
+    return found
 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files that match, in the order of their names; in the folder itself too, for those who moved them there."""
+    """The files that match, in the order of patterns and names; in the folder itself too, for those who moved them.
+
+    Raises DataError where there are files for some of the patterns only.
+    """
     for wanted in (patterns, [PurePosixPath(pattern).name for pattern in patterns]):
-        found = sorted({path for pattern in wanted for path in folder.glob(pattern) if path.is_file()})
-        if found:
-            return found
+        found = {pattern: sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in wanted}
+        missing = [pattern for pattern, files in found.items() if not files]
+        if not missing:
+            return list(dict.fromkeys(path for files in found.values() for path in files))
+        if len(missing) < len(found):
+            raise DataError(
+                f"{folder}: there is no {', '.join(missing)}, only the rest",
+                hint="Fetch it; a part of a data set is not taken for the whole.",
+            )
     return []
 
 
@@ -315,7 +379,7 @@ def _of_file(
         if any(fnmatch.fnmatch(path.name, name) for name in names):
             return layout
     for layout in layouts:
-        kinds = [PurePosixPath(pattern).suffix for patterns in layout.files.values() for pattern in patterns]
+        kinds = _kinds(published, layout, split, config)
         if len(layout.files) == 1 and path.suffix in (*kinds, ".arrow", ".gz", ".zst"):
             return layout
     raise UnavailableError(
@@ -343,10 +407,6 @@ def _complete(files: list[Path]) -> list[Path]:
 
 def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOptions) -> Path:
     """The snapshot with the files, from the hub's cache or the hub."""
-    if not published.repo:
-        raise UnavailableError(
-            f"data set '{published.name}' is not on this machine, and no hub has it", hint=where(published)
-        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -363,7 +423,7 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
         )
         if _matching(folder, patterns):
             return folder
-        reason = f"has no {', '.join(patterns)}"
+        reason = f"holds no {', '.join(patterns)} here"
     except GatedRepoError:
         reason = "wants its licence to be accepted on the hub first (then `hf auth login`)"
     except RevisionNotFoundError as error:
@@ -379,8 +439,7 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
 
 def where(published: Published) -> str:
     """What to do to have a set that is not there."""
-    other = f" or {published.url}" if published.repo and published.url else ""
     return (
-        f"Get it from {published.home}{other} (about {published.size}; licence: {published.license}), "
+        f"Get it from {published.home} (about {published.size}; licence: {published.license}), "
         f"and say where it is: --set dataset.{published.name}.path=DIR."
     )
