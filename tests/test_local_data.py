@@ -461,6 +461,7 @@ def test_identity_conforms_and_says_the_name() -> None:
     assert all("GhostVis" in sample.messages[-1].text for sample in names)
     wordings = [{(s.metadata["topic"], s.id.split("/")[2]) for s in data} for data in sets]
     assert len(set.union(*wordings)) == sum(map(len, wordings))
+    assert {"Who are you?", "Can you see pictures?"} <= {sample.messages[0].text for sample in train}
     renamed = identity.build(Identity(assistant="Robo"), split="train")
     assert sum("Robo" in sample.messages[-1].text for sample in renamed) > 50
 

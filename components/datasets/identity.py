@@ -5,8 +5,8 @@ question is asked once with every opening ("Hi! Who are you?"), and a hash picks
 every machine and grows by editing the file. A file of your own (``path``) has the same form, as TOML or YAML, or holds
 whole conversations as ``.jsonl`` in any shape that :mod:`components.datasets.messages` reads.
 
-Split by a hash of the question: 10 % of the wordings are kept for validation and 10 % for testing, and never
-asked in training.
+Split by a hash of the question: 10 % of the wordings are kept for validation and 10 % for testing, and never asked in
+training. The first question of a topic is its plainest one, and always trains.
 """
 
 from __future__ import annotations
@@ -81,12 +81,18 @@ def build(config: Identity, *, split: Split) -> SampleList | jsonl.Joined:
     samples: list[Conversation] = []
     for topic in file.topics:
         for question in dict.fromkeys(topic.questions):
-            if split_of(f"identity/{question}", validation=VALIDATION, test=TEST) == split:
+            if _split(topic, question) == split:
                 samples += [
                     _conversation(topic, question, place, opening, file.system, facts)
                     for place, opening in enumerate(dict.fromkeys(file.openings or [""]))
                 ]
     return SampleList(samples)
+
+
+def _split(topic: Topic, question: str) -> Split:
+    if question == topic.questions[0]:
+        return "train"
+    return split_of(f"identity/{question}", validation=VALIDATION, test=TEST)
 
 
 def _conversation(
