@@ -57,16 +57,17 @@ class _OpenFiles:
 
     def __init__(self, limit: int) -> None:
         self._limit, self._lock = limit, threading.Lock()
-        self._kept: OrderedDict[Path, tuple[pq.ParquetFile, threading.Lock]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, int], tuple[pq.ParquetFile, threading.Lock]] = OrderedDict()
 
-    def get(self, path: Path) -> tuple[pq.ParquetFile, threading.Lock]:
+    def get(self, path: Path, stamp: int) -> tuple[pq.ParquetFile, threading.Lock]:
         with self._lock:
-            if path not in self._kept:
-                self._kept[path] = _parquet(path), threading.Lock()
-            self._kept.move_to_end(path)
+            key = (path, stamp)
+            if key not in self._kept:
+                self._kept[key] = _parquet(path), threading.Lock()
+            self._kept.move_to_end(key)
             while len(self._kept) > self._limit:
                 self._kept.popitem(last=False)  # closed when the last thread is done with it
-            return self._kept[path]
+            return self._kept[key]
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
@@ -140,7 +141,7 @@ class ParquetPart:
         return _groups.get(key, lambda: self._read(group, leaves))
 
     def _read(self, group: int, leaves: Sequence[str]) -> pa.Table:
-        opened, lock = _files.get(self._path)
+        opened, lock = _files.get(self._path, self._stamp)
         try:
             with lock:
                 return opened.read_row_group(group, columns=list(leaves), use_threads=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,10 +15,11 @@ from components.cache import publish
 from ghostvis_plugins.errors import DataError, did_you_mean
 
 from .places import bytes_at, cache_entry, unpacked
-from .schema import KEY, Row, Schema, is_list
+from .schema import KEY, Row, Schema, is_list, similar
 
 FIRST_ROWS = 10  # looked at when a file is opened: it has no schema
 CHUNK = 8 * 2**20  # bytes that are scanned at a time
+NUMBER_GOES_ON = ("", *"0123456789.eE+-")
 
 
 class JsonPart:
@@ -75,7 +76,7 @@ def checked_row(found: Any, schema: Schema, columns: Sequence[str] | None) -> Ro
         value = found.get(name)
         if value is None and name in schema.required:
             missing = f"column '{name}' ({kind}) is missing" if name not in found else f"column '{name}' is null"
-            raise DataError(missing + ("" if name in found else did_you_mean(name, found)))
+            raise DataError(missing + ("" if name in found else f".{similar(name, found, schema)}"))
         if value is not None and not _fits_json(value, kind):
             raise DataError(f"column '{name}' is {_json_type(value)}, and {kind} was expected")
         result[name] = value
@@ -139,43 +140,38 @@ def _scan(
     places: list[tuple[int, int]] = []
     columns: dict[str, list[Any]] = {key: [] for key in (*keys, *([f"#{counted}"] if counted else []))}
     with plain.open("rb") as file:
-        rows = _line_places(file) if lines else _Scanner(path, file).rows(at)
+        rows = _line_places(file, parse=bool(columns)) if lines else _Scanner(path, file).rows(at)
         for start, stop, value in rows:
             places.append((start, stop))
-            if columns:
-                held = value() if callable(value) else value
-                held = held if isinstance(held, dict) else {}
-                for key in keys:
-                    columns[key].append(_text(held.get(key)))
-                if counted:
-                    items = held.get(counted)
-                    columns[f"#{counted}"].append(len(items) if isinstance(items, list) else 0)
+            if not columns:
+                continue
+            held = value if isinstance(value, dict) else {}
+            if not lines and any(isinstance(held.get(key), str) and not held[key].isascii() for key in keys):
+                held = _lenient(bytes_at(plain, start, stop - start))  # scanned as Latin-1, and a key is text
+            for key in keys:
+                scalar = held.get(key)
+                columns[key].append(scalar if isinstance(scalar, str | int | float) else None)
+            if counted:
+                items = held.get(counted)
+                columns[f"#{counted}"].append(len(items) if isinstance(items, list) else 0)
     return places, columns
 
 
-def _text(value: Any) -> Any:
-    """A scalar out of a file that was scanned as Latin-1, so that its places are those of bytes."""
-    if isinstance(value, str):
-        try:
-            return value.encode("latin-1").decode("utf-8")
-        except UnicodeError:
-            return value  # written with \\u escapes, or a bad sample that its own reading will report
-    return value if isinstance(value, int | float | bool) else None
-
-
-def _line_places(file: IO[bytes]) -> Iterator[tuple[int, int, Callable[[], Any]]]:
+def _line_places(file: IO[bytes], parse: bool) -> Iterator[tuple[int, int, Any]]:
     place = 0
     for line in file:
         if line.strip():
-            yield place, place + len(line), lambda line=line: _lenient(line)  # type: ignore[misc]
+            yield place, place + len(line), _lenient(line) if parse else None
         place += len(line)
 
 
-def _lenient(line: bytes) -> Any:
+def _lenient(text: bytes) -> Row:
+    """A row, or one without columns where it cannot be had: its own reading says what is wrong with it."""
     try:
-        return json.loads(line.decode("latin-1"))
-    except ValueError:
-        return None  # the row's own reading says what is wrong
+        row = _parse_row(text)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 class _Scanner:
@@ -201,9 +197,8 @@ class _Scanner:
         raise DataError(f"{self._path}: no member '{at}' in it{did_you_mean(at, names)}", hint=f"It has {names}.")
 
     def _container(self) -> Iterator[tuple[int, int, Any]]:
-        opening = self._peek()
-        if opening == "{":
-            for name in self._members(rows=True):
+        if self._peek() == "{":
+            for name in self._members():
                 start = self._member_start
                 value, stop = self._value()
                 yield start, stop, {**value, KEY: name} if isinstance(value, dict) else value
@@ -219,7 +214,7 @@ class _Scanner:
                 self._fail("',' or ']' expected")
         self._take("]")
 
-    def _members(self, rows: bool = False) -> Iterator[str]:
+    def _members(self) -> Iterator[str]:
         """The names of an object's members; the caller takes each value before the next."""
         self._take("{")
         while self._peek() != "}":
@@ -253,8 +248,9 @@ class _Scanner:
                 continue
             except RecursionError as error:
                 self._fail("nested too deeply", error)
-            if end == len(self._buffer) and not isinstance(value, dict | list | str) and self._more():
-                continue  # a number may go on in the next piece
+            goes_on = self._buffer[end : end + 1] in NUMBER_GOES_ON and not isinstance(value, dict | list | str)
+            if goes_on and self._more():
+                continue  # a number that is cut at the end of this piece
             self._at = end
             return value, self._base + end
 

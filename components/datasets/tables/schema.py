@@ -66,13 +66,18 @@ def checked(path: Path, found: pa.Schema, schema: Schema) -> dict[str, pa.DataTy
         if name not in types:
             if name in schema.required:
                 raise DataError(
-                    f"{path}: column '{name}' ({kind}) is missing.{did_you_mean(name, types)}",
+                    f"{path}: column '{name}' ({kind}) is missing.{similar(name, types, schema)}",
                     hint=f"It has {', '.join(f'{name} ({kind})' for name, kind in types.items())}.",
                 )
             continue
         if not (fits(types[name], kind) or (name in schema.optional and pa.types.is_null(types[name]))):
             raise DataError(f"{path}: column '{name}' is {types[name]}, and {kind} was expected")
     return {name: types[name] for name in schema.all if name in types}
+
+
+def similar(name: str, found: Iterable[str], schema: Schema) -> str:
+    """A hint at a column of nearly that name that is not wanted itself."""
+    return did_you_mean(name, set(found) - set(schema.all))
 
 
 def fits(found: pa.DataType, wanted: pa.DataType) -> bool:
