@@ -185,6 +185,13 @@ def test_published_splits_and_several_files(tmp_path: Path) -> None:
         write(tmp_path / "set", {"text": name}, name=f"{name}.jsonl")
     texts = {split: [sample.text for sample in opened(tmp_path / "set", split, validation=0.4)] for split in SPLITS}
     assert texts == {"train": ["train-1", "train-2"], "validation": ["val"], "test": ["test"]}
+    (tmp_path / "set" / "val.jsonl").rename(tmp_path / "val.jsonl")
+    write(tmp_path / "set", *({"text": f"{number}"} for number in range(100)), name="train-2.jsonl")
+    parts = [opened(tmp_path / "set", split, validation=0.4, test=0.4) for split in SPLITS]
+    assert len(parts[0]) + len(parts[1]) == 101  # validation comes out of train, the test split stays what it is
+    assert len(parts[1]) > 20
+    assert [sample.text for sample in parts[2]] == ["test"]
+    (tmp_path / "val.jsonl").rename(tmp_path / "set" / "val.jsonl")
     write(tmp_path / "other", {"text": "other"}, name="val.jsonl")
     paths = [str(tmp_path / "set" / "val.jsonl"), str(tmp_path / "other" / "val.jsonl")]
     data = jsonl.build(Jsonl(path=paths, validation=0), split="train")  # files that are named one by one are data
@@ -371,7 +378,7 @@ def test_metadata_with_published_splits(tmp_path: Path, png: bytes) -> None:
         'file_name,q,text\n1.png,"what, where?","a ""cat"""\n1.png,and?,é\n2.png,why,none.png\n', encoding="utf-8-sig"
     )
     write(root / "test", {"file_name": "3.png", "q": "how", "text": "so"}, name="metadata.jsonl")
-    data = pictures(root, question="q", validation=0.3)
+    data = pictures(root, question="q")
     assert [(s.messages[0].text, s.messages[1].text) for s in data] == [
         ("what, where?", 'a "cat"'),
         ("and?", "é"),
@@ -379,7 +386,8 @@ def test_metadata_with_published_splits(tmp_path: Path, png: bytes) -> None:
     ]
     assert [sample.id for sample in data] == [f"imagefolder/train/metadata.csv:{line}" for line in (2, 3, 4)]
     assert len(pictures(root, "test", question="q")) == 1
-    assert len(pictures(root, "validation", question="q", validation=0.3)) == 0  # none is published
+    held = [pictures(root, split, question="q", validation=0.4) for split in ("train", "validation")]
+    assert sorted(sample.id for data in held for sample in data) == [sample.id for sample in data]
     captions = pictures(root)
     assert all(sample.messages[0].text in imagefolder.REQUESTS for sample in captions)
     assert pictures(root, request="Say it.")[0].messages[0].text == "Say it."

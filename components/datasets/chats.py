@@ -54,6 +54,7 @@ SMOLTALK = Published(
             files={"train": ["data/train-*.parquet"], "test": ["data/test-*.parquet"]},
             schema=_MESSAGES,
             convert=conversation,
+            hub=False,
         ),
     ),
 )

@@ -45,7 +45,7 @@ FINEWEB_EDU = Published(
     repo="HuggingFaceFW/fineweb-edu",
     layouts=(
         Layout(files={"train": ["{subset}/*.parquet"]}, schema=_PAGE, convert=_document, block=BLOCK),
-        Layout(files={"train": ["shard_*.parquet"]}, schema=_TEXT, convert=_document, block=BLOCK),
+        Layout(files={"train": ["shard_*.parquet"]}, schema=_TEXT, convert=_document, block=BLOCK, hub=False),
     ),
 )
 

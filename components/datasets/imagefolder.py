@@ -98,17 +98,16 @@ def build(config: ImageFolder, *, split: Split) -> PictureFolder:
         raise DataError(f"{root}: is not a folder")
     folders = _split_folders(root)
     described = [path for path in (folders or [root]) if any((path / name).is_file() for name in METADATA)]
-    wanted, divide = of_split(folders or {root: None}, split)
+    wanted, shares = of_split(folders or {root: None}, split, validation=config.validation, test=config.test)
     rows: list[Row] = []
     for folder in wanted:
         rows += _described(folder, root, config) if described else _classes(folder, root)
-    if not rows and (divide or split == "train"):
+    if not rows:
         raise DataError(
             f"{root}: no pictures with metadata.csv or metadata.jsonl, and none in subfolders that are classes"
         )
-    if divide:
-        keys = [f"imagefolder/{row.file_name}" for row in rows]
-        rows = [rows[place] for place in chosen(keys, split, validation=config.validation, test=config.test)]
+    if shares is not None:
+        rows = [rows[place] for place in chosen((f"imagefolder/{row.file_name}" for row in rows), split, shares)]
     return PictureFolder(rows, config.request, REQUESTS if described else (CLASS_REQUEST,))
 
 
@@ -119,8 +118,12 @@ def _split_folders(root: Path) -> dict[Path, Split | None]:
     return named if len(named) == len(folders) and all(named.values()) else {}
 
 
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+
+
 def _classes(folder: Path, root: Path) -> Iterator[Row]:
-    for place, _, names in sorted(os.walk(folder, followlinks=True)):
+    for place, _, names in sorted(os.walk(folder, onerror=_unreadable, followlinks=True)):
         if Path(place) == folder:
             continue
         label = Path(place).name.replace("_", " ")

@@ -119,24 +119,24 @@ def build(config: Jsonl, *, split: Split) -> Joined:
             name = file.relative_to(path if path.is_dir() else path.parent).as_posix()
             names[file] = name if name not in names.values() else f"{text}/{name}"
             found[file] = named_split(file.name) if path.is_dir() else None
-    wanted, divide = of_split(found, split)
+    wanted, shares = of_split(found, split, validation=config.validation, test=config.test)
     parts = []
     for file in wanted:
         lines = index_of(file)
-        if divide:
-            lines = lines[_places(lines["hash"], split, config)]
+        if shares is not None:
+            lines = lines[_places(lines["hash"], split, shares)]
         root = existing(config.root, "dataset.jsonl.root") if config.root else file.parent
         parts.append(JsonLines(file, names[file], lines, locate(root)))
     return Joined(parts)
 
 
-def _places(hashes: np.ndarray, split: Split, config: Jsonl) -> np.ndarray:
+def _places(hashes: np.ndarray, split: Split, shares: tuple[float, float]) -> np.ndarray:
     """Which lines are of ``split``: :func:`components.datasets.splits.split_of` of their hashes."""
     place = hashes / float(1 << _HASH_BITS)
-    held_out = config.test + config.validation
-    return {"test": place < config.test, "validation": (place >= config.test) & (place < held_out)}.get(
-        split, place >= held_out
-    )
+    test, held_out = shares[1], sum(shares)
+    if split == "train":
+        return place >= held_out
+    return place < test if split == "test" else (place >= test) & (place < held_out)
 
 
 def index_of(path: Path) -> np.ndarray:

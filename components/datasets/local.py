@@ -1,7 +1,8 @@
 """Files of the user: where they are, which split they are of, and pictures that they point to.
 
 A folder whose files or subfolders are called ``train``, ``validation`` (``valid``, ``val``, ``dev``) and ``test``
-brings its own splits, as on the Hugging Face hub. Elsewhere a share of the rows is set aside by a hash.
+brings its own splits, as on the Hugging Face hub. For those that have no file of theirs, a share of the training rows
+is set aside by a hash.
 """
 
 from __future__ import annotations
@@ -46,20 +47,23 @@ def existing(path: str, option: str) -> Path:
     return found
 
 
-def of_split(found: Mapping[Path, Split | None], split: Split) -> tuple[list[Path], bool]:
-    """What to read for ``split``, and whether rows of it have to be told apart by hash.
+def of_split(
+    found: Mapping[Path, Split | None], split: Split, *, validation: float, test: float
+) -> tuple[list[Path], tuple[float, float] | None]:
+    """What to read for ``split``, and the shares that are set aside in it for validation and test; None: all is of it.
 
-    What no split is named after is training data. Where nothing is named after a held-out split, training data is
-    divided.
+    What no split is named after is training data, of which the held-out splits without files of their own are taken.
     """
-    published = {name for name in found.values() if name is not None} - {"train"}
-    if published:
-        return [path for path, name in found.items() if (name or "train") == split], False
-    return list(found), True
+    named = {name for name in found.values() if name is not None}
+    if split != "train" and split in named:
+        return [path for path, name in found.items() if name == split], None
+    shares = (0 if "validation" in named else validation, 0 if "test" in named else test)
+    return [path for path, name in found.items() if (name or "train") == "train"], shares
 
 
-def chosen(keys: Iterable[str], split: Split, *, validation: float, test: float) -> list[int]:
+def chosen(keys: Iterable[str], split: Split, shares: tuple[float, float]) -> list[int]:
     """The places of the ``keys`` that a hash puts into ``split``."""
+    validation, test = shares
     return [place for place, key in enumerate(keys) if split_of(key, validation=validation, test=test) == split]
 
 

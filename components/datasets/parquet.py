@@ -39,7 +39,8 @@ def build(config: Parquet, *, split: Split) -> PublishedDataset | SampleList:
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-    wanted, divide = of_split({file: named_split(file.name) if path.is_dir() else None for file in files}, split)
+    named = {file: named_split(file.name) if path.is_dir() else None for file in files}
+    wanted, shares = of_split(named, split, validation=config.validation, test=config.test)
     if not wanted:
         return SampleList(())
     columns = _columns(wanted[0])
@@ -48,9 +49,8 @@ def build(config: Parquet, *, split: Split) -> PublishedDataset | SampleList:
     root = existing(config.root, "dataset.parquet.root") if config.root else wanted[0].parent
     source = Source(name="parquet", options=config, folder=root, split=split, extra=locate(root))
     rows: Sequence[int] = range(len(table))
-    if divide:
-        keys = (f"parquet/{row}" for row in rows)
-        rows = chosen(keys, split, validation=config.validation, test=config.test)
+    if shares is not None:
+        rows = chosen((f"parquet/{row}" for row in rows), split, shares)
     return PublishedDataset(table, Layout(files={}, schema=schema, convert=_sample), source, rows)
 
 
@@ -86,7 +86,9 @@ def _shape(config: Parquet, columns: Mapping[str, pa.DataType], path: Path) -> d
             raise ConfigError(f"dataset.parquet.{option} = {name}: {path} has the columns {', '.join(columns)}")
         kind = columns[name]
         if option == "messages":
-            shape[name] = _SHAREGPT if "value" in str(kind) else _OPENAI
+            turn = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+            said = {field.name for field in turn} if pa.types.is_struct(turn) else set()
+            shape[name] = _SHAREGPT if "value" in said else _OPENAI
         elif option == "image" and not pa.types.is_struct(kind):
             shape[name] = STRING if "string" in str(kind) else BINARY
         else:
