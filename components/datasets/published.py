@@ -438,6 +438,6 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
 def where(published: Published) -> str:
     """What to do to have a set that is not there."""
     return (
-        f"Get it from {published.home} (about {published.size}; licence: {published.license}), "
-        f"and say where it is: --set dataset.{published.name}.path=DIR."
+        f"Get it from {published.home}: about {published.size}; licence: {published.license}.\n"
+        f"Then say where it is: --set dataset.{published.name}.path=DIR."
     )
