@@ -511,6 +511,15 @@ def test_the_hubs_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         build("chartqa", "test")
 
 
+def test_checks_of_plugins_never_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the hub's library was imported: it reads the variable that keeps it offline only then."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    skipped: list[str] = []
+    assert check_component(SPECS["chartqa"], skipped=skipped) == []
+    assert "not in the hub's cache" in skipped[0]
+
+
 def test_save_to_disk_and_single_files(tmp_path: Path) -> None:
     _, options = fresh("chartqa/parquet", tmp_path / "hub")
     table = pq.read_table(tmp_path / "hub" / "data" / "test-00000-of-00001-194c9400785577a2.parquet")
