@@ -511,6 +511,15 @@ def test_the_hubs_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         build("chartqa", "test")
 
 
+def test_checks_of_plugins_never_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the hub's library was imported: it reads the variable that keeps it offline only then."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
+    skipped: list[str] = []
+    assert check_component(SPECS["chartqa"], skipped=skipped) == []
+    assert "not in the hub's cache" in skipped[0]
+
+
 def test_save_to_disk_and_single_files(tmp_path: Path) -> None:
     _, options = fresh("chartqa/parquet", tmp_path / "hub")
     table = pq.read_table(tmp_path / "hub" / "data" / "test-00000-of-00001-194c9400785577a2.parquet")
@@ -572,3 +581,68 @@ def test_threads_read_the_same_samples(written) -> None:
     with ThreadPoolExecutor(4) as pool:
         for start, samples in enumerate(pool.map(read, range(4))):
             assert samples == [alone[(start + step * 37) % len(alone)] for step in range(len(alone))]
+
+
+# In a run, and on the command line
+
+
+def test_bad_rows_are_noted_with_their_ids_and_training_goes_on(tmp_path: Path, tiny_tokenizer) -> None:
+    from stages.data import Collator, Stream
+
+    name, options = fresh("chartqa/official", tmp_path)
+    path = tmp_path / "test" / "test_human.json"
+    rows = json.loads(path.read_text())
+    rows[1]["label"] = ""
+    dump(path, rows)
+    (tmp_path / "test" / "png" / "human4.png").unlink()
+    (tmp_path / "test" / "png" / "augmented2.png").write_bytes(picture(1)[:60])
+    stream = Stream({name: (build(name, "test", **options), 1.0)}, tiny_tokenizer, 4, seed=1, limit=400)
+    plan = stream.first(2 * FEW)
+    assert {bad.reason.split(": ")[0] for bad in plan.bad} == {"chartqa/test/1", "chartqa/test/4"}
+    assert len(plan.samples) == 2 * FEW - 2
+
+    class Encoder:
+        def preprocess(self, image: Any) -> Any:
+            import torch
+
+            return torch.zeros(3, 4, 4)
+
+    batches, bad = Collator(Encoder(), None)([plan.samples])
+    assert [(sample.id, "damaged" in sample.reason) for sample in bad] == [("chartqa/test/8", True)]
+    assert len(batches[0][1]) == 2 * FEW - 3
+
+
+def cli(*arguments: str) -> str:
+    from typer.testing import CliRunner
+
+    from ghostvis_cli.data import app
+
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None:
+        raise result.exception
+    return result.stdout
+
+
+def test_stats_count_what_cannot_be_used(tmp_path: Path) -> None:
+    name, options = fresh("vqav2/official", tmp_path)
+    path = tmp_path / "v2_mscoco_val2014_annotations.json"
+    document = json.loads(path.read_text())
+    document["annotations"][2]["answers"] = []
+    dump(path, document)
+    found = json.loads(cli("stats", name, "-s", f"path={tmp_path}", "-s", f"images={options['images']}", "--json"))
+    validation = next(row for row in found["splits"] if row["split"] == "validation")
+    assert (validation["samples"], validation["images"], validation["unusable"]) == (FEW, FEW - 1, 1)
+    assert list(found["missing"]) == ["test"]
+    assert "evaluation server" in found["missing"]["test"]
+
+
+def test_download_says_that_a_published_set_is_no_package() -> None:
+    with pytest.raises(MissingError, match="'vqav2' comes in no package") as caught:
+        cli("download", "vqav2")
+    assert "dataset.vqav2.path" in caught.value.hint
+
+
+def test_the_list_fits_a_terminal() -> None:
+    lines = cli("list").split("\n\n")[0].splitlines()
+    assert len(lines) > 24
+    assert max(map(len, lines)) <= 120

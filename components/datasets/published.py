@@ -15,6 +15,7 @@ answers are kept secret, asking for it is an error that says so.
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from array import array
 from bisect import bisect_right
@@ -248,16 +249,10 @@ def build(published: Published, config: PublishedOptions, *, split: Split) -> Pu
 
 def _check_pictures(source: Source, layout: Layout) -> None:
     """The folder of pictures is there. Raises UnavailableError."""
-    given = getattr(source.options, "images", None)
-    option = f"dataset.{source.name}.images"
-    if given is None and source.options.path is None:
-        raise UnavailableError(
-            f"data set '{source.name}': its pictures are not in {source.folder}",
-            hint=f"Get them from {layout.pictures}, and say where they are: --set {option}=DIR.",
-        )
     if not source.images.is_dir():
         raise UnavailableError(
-            f"{option} = {given}: there is no such folder", hint=f"The pictures come from {layout.pictures}."
+            f"dataset.{source.name}.images = {source.options.images}: there is no such folder",
+            hint=f"The pictures come from {layout.pictures}.",
         )
 
 
@@ -274,15 +269,22 @@ def _instead(split: Split) -> str:
 
 def _set_aside(published: Published, layout: Layout, table: Table, rows: Sequence[int], split: Split) -> Sequence[int]:
     """Those of the training rows that are of ``split``: a group of rows is in one of the two."""
-    groups = list(table.column(layout.group)) if layout.group else None
-    known: dict[Any, bool] = {}
+    groups: Iterable[Any] = (row // layout.block for row in range(len(table)))
+    if layout.group:
+        groups = table.column(layout.group)
+    wanted = iter(rows)
+    following = next(wanted, None)
     chosen = array("q")
-    for row in rows:
-        key = row // layout.block if groups is None or groups[row] is None else groups[row]
-        if key not in known:
+    last: tuple[Any, bool] = (None, False)  # rows of one group are often neighbours
+    for row, group in enumerate(groups):
+        if row != following:
+            continue
+        following = next(wanted, None)
+        key = row if group is None else group
+        if key != last[0]:
             place = split_of(f"{published.name}/{key}", validation=published.validation, test=0.0)
-            known[key] = place == split
-        if known[key]:
+            last = key, place == split
+        if last[1]:
             chosen.append(row)
     if not chosen:
         raise DataError(
@@ -302,8 +304,13 @@ def _locate(
         layout = next((layout for layout in layouts if layout.hub and published.repo), None)
         if layout is None:
             raise UnavailableError(
-                f"data set '{published.name}': its split '{split}' is on no hub, and its folder is not given",
-                hint=where(published),
+                f"data set '{published.name}': its split '{split}' cannot be fetched by itself", hint=where(published)
+            )
+        if layout.pictures and getattr(config, "images", None) is None:
+            raise UnavailableError(
+                f"data set '{published.name}': the hub has it without its pictures",
+                hint=f"{where(published)}\nGet its pictures from {layout.pictures}, and say where those are: "
+                f"--set dataset.{published.name}.images=DIR.",
             )
         patterns = _patterns(published, layout, split, config)
         beside = layout.beside.get(_published_split(published, layout, split), ())
@@ -419,7 +426,14 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
     reason = ""
     try:
         folder = Path(
-            snapshot_download(published.repo, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
+            snapshot_download(
+                published.repo,
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=list(patterns),
+                # the library reads this variable when it is imported, and checks of plugins set it later
+                local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+            )
         )
         if _matching(folder, patterns):
             return folder
@@ -440,6 +454,6 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
 def where(published: Published) -> str:
     """What to do to have a set that is not there."""
     return (
-        f"Get it from {published.home} (about {published.size}; licence: {published.license}), "
-        f"and say where it is: --set dataset.{published.name}.path=DIR."
+        f"Get it from {published.home}: about {published.size}; licence: {published.license}.\n"
+        f"Then say where it is: --set dataset.{published.name}.path=DIR."
     )

@@ -196,6 +196,7 @@ LAION = Published(
             convert=_addressed,
             group="URL",
             pictures="the addresses in the table, each named by the sha256 of its address",
+            hub=False,  # nobody wants all of it
         ),
     ),
 )

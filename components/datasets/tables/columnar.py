@@ -19,7 +19,7 @@ from ghostvis_plugins.types import Image
 
 from .schema import NOT_READ, Columns, Row, Schema, checked, first_line, holds_pictures, nones, wanted
 
-CACHE_BYTES = 512 * 2**20  # of row groups, in the whole process
+CACHE_BYTES = 256 * 2**20  # of row groups, in the whole process
 OPEN_FILES = 32  # parquet files; their footers stay in memory while they are open
 
 
