@@ -211,7 +211,7 @@ def _texts() -> Iterator[ComponentSpec]:
         config="components.datasets.config_text:SmolTalk",
         build="components.datasets.chats:SMOLTALK",
         summary="SmolTalk: conversations written by models",
-        license="Apache-2.0",
+        license="Apache-2.0; older sources their own",
     )
     yield dataset(
         "openthoughts",
@@ -239,7 +239,7 @@ def _texts() -> Iterator[ComponentSpec]:
         config="components.datasets.config_text:MMLUAux",
         build="components.datasets.problems:MMLU_AUX",
         summary="the auxiliary training set of MMLU: multiple choice",
-        license="MIT",
+        license="MIT; its sources their own",
     )
     yield dataset(
         "arc",

@@ -1,7 +1,8 @@
 """Conversations that models wrote: SmolTalk and OpenThoughts.
 
-- ``smoltalk``: HuggingFaceTB/smoltalk (Apache-2.0), ``messages`` of role and content, and their ``source``; a folder of
-  its smaller sibling HuggingFaceTB/smol-smoltalk is read too. Published splits: train and test.
+- ``smoltalk``: HuggingFaceTB/smoltalk (Apache-2.0, older sources under licences of their own), ``messages`` of role and
+  content, and their ``source``; a folder of its smaller sibling HuggingFaceTB/smol-smoltalk is read too. Published
+  splits: train and test.
 - ``openthoughts``: open-thoughts/OpenThoughts3-1.2M (Apache-2.0), ``conversations`` in ShareGPT's shape, with
   ``difficulty``, ``source`` and ``domain``; a folder of OpenThoughts-114k, which has a ``system`` prompt instead, is
   read too. What the model thought is part of the answer's text as published (``<think>…</think>`` in the former, other
@@ -41,7 +42,7 @@ def _none(source: str) -> Image:
 
 SMOLTALK = Published(
     name="smoltalk",
-    license="Apache-2.0",
+    license="Apache-2.0; older sources their own",
     size="2.2 GB",
     repo="HuggingFaceTB/smoltalk",
     layouts=(

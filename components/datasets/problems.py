@@ -5,9 +5,9 @@ the letter of the right choice.
 
 - ``gsm8k``: openai/gsm8k (MIT, Cobbe et al. 2021). Published splits: train and test.
 - ``math``: EleutherAI/hendrycks_math (MIT, Hendrycks et al. 2021), a folder per subject. Published: train and test.
-- ``mmlu_aux``: cais/mmlu (MIT, Hendrycks et al. 2021). Training rows are ``auxiliary_train``, in the columns of the
-  configuration "all" or, as in the configuration of that name, within a struct called ``train``. Validation and test
-  are those of the benchmark.
+- ``mmlu_aux``: cais/mmlu (MIT, Hendrycks et al. 2021; the questions come from ARC, OpenBookQA, MCTest and RACE, which
+  have terms of their own). Training rows are ``auxiliary_train``, in the columns of the configuration "all" or, as in
+  the configuration of that name, within a struct called ``train``. Validation and test are those of the benchmark.
 - ``arc``: allenai/ai2_arc (CC BY-SA 4.0, Clark et al. 2018). Three splits are published. Choices are labelled A to E,
   some 1 to 5; here they are letters.
 """
@@ -126,7 +126,7 @@ _QUESTION = {"question": STRING, "subject": STRING, "choices": list_of(STRING), 
 
 MMLU_AUX = Published(
     name="mmlu_aux",
-    license="MIT",
+    license="MIT; its sources their own",
     size="50 MB",
     repo="cais/mmlu",
     layouts=(
