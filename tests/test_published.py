@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from published_files import FEW, IMAGE, ROWS, WRITERS, dump, embedded, parquet, picture
+from published_files import FEW, IMAGE, ROWS, WRITERS, dump, embedded, parquet, picture, put
 
 from components.datasets.builtin import datasets
 from components.datasets.published import Published, PublishedDataset
@@ -223,6 +223,8 @@ def test_a_subset_of_the_cauldron_may_have_two_pictures(written) -> None:
     assert sample.metadata["source"] == "nlvr2"
     with pytest.raises(UnavailableError, match="clevr"):
         build(name, path=options["path"], subset=["clevr"])
+    with pytest.raises(UnavailableError, match="none of the files"):
+        build(name, path=f"{options['path']}/ai2d", subset=["ai2d", "nlvr2"])  # one folder is not two sets
     with pytest.raises(DataError, match=r"clevr/train-\*\.parquet"):
         build(name, path=options["path"], subset=["ai2d", "clevr"])
 
@@ -249,7 +251,15 @@ def test_ai2d_never_trains_on_the_test(tmp_path: Path, written) -> None:
     held_out = {test[index].metadata["image"] for index in range(len(test))}
     assert held_out == {f"{n}.png" for n in range(0, ROWS, 5)}
     assert not held_out & {train[index].metadata["image"] for index in range(len(train))}
-    assert train.dropped == ROWS * 3 - (ROWS - ROWS // 5) * 2  # the test's, and those about letters in the picture
+    assert train.dropped == ROWS - ROWS // 5  # those about letters in pictures without letters
+    for number in range(ROWS):
+        put(tmp_path / "ai2d" / "images" / f"{number}.png", number)
+    shutil.copytree(options["path"], tmp_path / "ai2d", dirs_exist_ok=True)
+    for number in range(ROWS):
+        put(tmp_path / "ai2d" / "abc_images" / f"{number}.png", number)
+    both = build(name, "test", path=str(tmp_path / "ai2d"))
+    assert (len(both), both.dropped) == (len(test) // 2 * 3, 0)
+    assert Path(str(both[2].images[0].path)).parent.name == "abc_images"
     name, options = fresh("ai2d/official", tmp_path)
     (tmp_path / "ai2d_test_ids.csv").unlink()
     with pytest.raises(DataError, match="one would train on the test") as caught:
@@ -526,7 +536,8 @@ def test_save_to_disk_and_single_files(tmp_path: Path) -> None:
     folder = tmp_path / "saved" / "test"
     folder.mkdir(parents=True)
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["test"]}')
-    (folder / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "d1", "_split": "test"}
+    (folder / "state.json").write_text(json.dumps(state))
     with (
         pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
         pa.ipc.new_stream(sink, table.schema) as writer,
@@ -538,8 +549,14 @@ def test_save_to_disk_and_single_files(tmp_path: Path) -> None:
     assert one[3] == parquets[3]
     with pytest.raises(UnavailableError, match="is a file, and not one of 'train'"):
         build("chartqa", "train", path=str(next((tmp_path / "hub" / "data").glob("test-*"))))
+    assert build("chartqa", "test", path=str(folder))[2] == parquets[2]
+    with pytest.raises(UnavailableError, match="none of the files of 'train'"):
+        build("chartqa", "train", path=str(folder))  # it says itself that it is the test
     (folder / "data-00000-of-00001.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes()[:300])
     with pytest.raises(DataError, match="not a whole Arrow file"):
+        build("chartqa", "test", path=str(tmp_path / "saved"))
+    (folder / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(DataError, match=r"no data-00000-of-00001\.arrow, which its state\.json lists"):
         build("chartqa", "test", path=str(tmp_path / "saved"))
 
 

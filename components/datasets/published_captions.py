@@ -65,9 +65,9 @@ def _karpathy(row: Row, source: Source) -> Conversation:
     return _caption(source, picture, words(captions[row[ITEM]], "caption"), file, captions=captions)
 
 
-def _of_split(source: Source, table: Table) -> Iterable[bool]:
+def _of_split(source: Source, table: Table) -> Iterable[bool | None]:
     wanted = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}[source.split]
-    return (found in wanted for found in table.column("split"))
+    return (found in wanted or None for found in table.column("split"))
 
 
 def _coco(row: Row, source: Source) -> Conversation:

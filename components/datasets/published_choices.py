@@ -64,7 +64,7 @@ def _ai2d_rows(files: Sequence[Path]) -> Iterator[Row]:
             raise DataError(f"{path}: not a question file of AI2D: {error}") from error
 
 
-def _ai2d_choose(source: Source, table: Table) -> Iterator[bool]:
+def _ai2d_choose(source: Source, table: Table) -> Iterator[bool | None]:
     """Test questions are those of the published list; letters instead of words need the pictures with letters."""
     path = source.folder / "ai2d_test_ids.csv"
     try:
@@ -76,8 +76,8 @@ def _ai2d_choose(source: Source, table: Table) -> Iterator[bool]:
         ) from error
     lettered_too = (source.images / "abc_images").is_dir()
     for image, letters in zip(table.column("imageName"), table.column("abcLabel"), strict=True):
-        is_test = Path(image).stem in test
-        yield is_test == (source.split == "test") and (lettered_too or not letters)
+        belongs = (Path(image).stem in test) == (source.split == "test")
+        yield (lettered_too or not letters) if belongs else None
 
 
 def _ai2d_official(row: Row, source: Source) -> Conversation:
@@ -144,9 +144,9 @@ def _scienceqa_table(row: Row, source: Source) -> Conversation:
     return _scienceqa(row, source, row["image"])
 
 
-def _scienceqa_choose(source: Source, table: Table) -> Iterable[bool]:
+def _scienceqa_choose(source: Source, table: Table) -> Iterable[bool | None]:
     wanted = {"train": "train", "validation": "val", "test": "test"}[source.split]
-    return (split == wanted for split in table.column("split"))
+    return (split == wanted or None for split in table.column("split"))
 
 
 def _scienceqa_official(row: Row, source: Source) -> Conversation:
