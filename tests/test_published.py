@@ -502,6 +502,17 @@ def test_a_picture_that_is_not_there_is_never_a_dummy(tmp_path: Path) -> None:
         build(name, path=options["path"], images=str(tmp_path / "nowhere"))
 
 
+def test_a_table_of_addresses_may_call_its_columns_otherwise(tmp_path: Path) -> None:
+    _, options = fresh("laion/addresses", tmp_path)
+    path = next((tmp_path / "table").glob("*.parquet"))
+    rewritten(path, lambda table: table.rename_columns({"URL": "url", "TEXT": "text"}))
+    with pytest.raises(DataError, match=r"column 'URL' \(string\) is missing"):
+        build("laion", **options)
+    dataset = build("laion", **options, address_column="url", caption_column="text")
+    assert dataset[0].messages[1].text.startswith("alt text")
+    assert decode(dataset[0].images[0]).size == (8, 6)
+
+
 # Where files are looked for
 
 

@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 from components.datasets.config import PublishedOptions
 from components.datasets.splits import split_of
-from components.datasets.tables import NOT_READ, Row, Schema, Table
+from components.datasets.tables import NOT_READ, Columns, Row, Schema, Table
 from ghostvis_plugins.errors import ConfigError, DataError, MissingError, UnavailableError
 from ghostvis_plugins.types import Image, Length, Sample, Split, length_of
 
@@ -49,6 +49,7 @@ class Layout:
     files: Mapping[Split, Sequence[str]]
     """Shell patterns of the files, below the repository or folder. ``{option}`` is the value of an option."""
     schema: Schema
+    """What the files must have. A column (here and in ``group``) may be called ``{option}`` too."""
     convert: Convert
     beside: Mapping[Split, Sequence[str]] = field(default_factory=dict)
     """Further files to fetch from the hub, which ``prepare`` reads."""
@@ -224,6 +225,7 @@ def build(published: Published, config: PublishedOptions, *, split: Split) -> Pu
         reason = published.hidden or "none is published"
         raise MissingError(f"data set '{name}' has no {split} split: {reason}", hint=_instead(split))
     folder, layout, files = _locate(published, layouts, config, split)
+    layout = _named(layout, config)
     origin = _published_split(published, layout, split)
     source = Source(name=name, options=config, folder=folder, split=origin, files=tuple(files))
     if layout.pictures:
@@ -246,6 +248,17 @@ def build(published: Published, config: PublishedOptions, *, split: Split) -> Pu
     if "validation" not in layout.files and origin == "train":
         rows = _set_aside(published, layout, table, rows, split)
     return PublishedDataset(table, layout, source, rows, dropped=dropped)
+
+
+def _named(layout: Layout, config: PublishedOptions) -> Layout:
+    """The layout with the names of columns that options give."""
+    options = config.model_dump()
+
+    def named(columns: Columns) -> Columns:
+        return {name.format(**options): kind for name, kind in columns.items()}
+
+    schema = Schema(required=named(layout.schema.required), optional=named(layout.schema.optional))
+    return replace(layout, schema=schema, group=layout.group.format(**options))
 
 
 def _check_pictures(source: Source, layout: Layout) -> None:
