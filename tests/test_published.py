@@ -674,3 +674,73 @@ def test_the_list_fits_a_terminal() -> None:
     lines = cli("list").split("\n\n")[0].splitlines()
     assert len(lines) > 24
     assert max(map(len, lines)) <= 120
+
+
+# Nothing that a row may hold is a defect
+
+
+def rows_of(document: Any) -> list[dict[str, Any]]:
+    """The rows of a publisher's JSON document: the longest list of objects in it, or the objects of its members."""
+    if isinstance(document, list):
+        return document
+    lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return max(lists, key=len) if lists else list(document.values())
+
+
+def unusual(value: Any) -> list[Any]:
+    """What may stand in the place of a value: nothing, another type, nothing inside."""
+    others: list[Any] = [None, "", 7, [None]]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        others += [[{**value[0], key: None}, *value[1:]] for key in value[0]]
+    return others
+
+
+def every_sample(name: str, options: dict[str, Any]) -> int:
+    """Reads all there is; how many samples or sets were refused. Anything but a GhostVisError is a defect."""
+    refused = 0
+    for split in ("train", "validation", "test"):
+        try:
+            dataset = build(name, split, **options)
+        except GhostVisError:
+            refused += 1
+            continue
+        for index in range(min(len(dataset), 3)):
+            for read in (dataset.__getitem__, dataset.length):
+                try:
+                    read(index)
+                except DataError:
+                    refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("layout", sorted(WRITERS))
+def test_unusual_values_are_refused_in_plain_words(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("published_files.ROWS", 8)
+    monkeypatch.setattr("components.cache.sync", lambda folder: None)  # hundreds of indexes that nobody keeps
+    name, options = fresh(layout, tmp_path)
+    schemas = [form.schema.all for form in SPECS[name].load_build().layouts]
+    asked_for = {"question_id", "question", "id", "file_name", "questions", *(key for all in schemas for key in all)}
+    before = every_sample(name, options)
+    tables = sorted(tmp_path.rglob("*.parquet"))[:3]
+    for path in tables:
+        whole = pq.read_table(path)
+        for at, column in enumerate(whole.schema):
+            if column.name not in asked_for:
+                continue
+            nothing = pa.nulls(len(whole), column.type)
+            pq.write_table(whole.set_column(at, column, nothing), path)
+            every_sample(name, options)
+        pq.write_table(whole, path)
+    for path in [] if layout == "ai2d/official" else sorted(tmp_path.rglob("*.json"))[:2]:
+        text = path.read_text()
+        row = rows_of(json.loads(text))[1]
+        for key in asked_for & set(row):
+            for value in unusual(row[key]):
+                document = json.loads(text)
+                rows_of(document)[1][key] = value
+                dump(path, document)
+                every_sample(name, options)
+        path.write_text(text)
+    assert every_sample(name, options) == before

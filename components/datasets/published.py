@@ -122,15 +122,17 @@ class Source:
     extra: Any = field(default=None)
     """What ``Layout.prepare`` returned."""
 
-    def picture(self, path: str, *below: str) -> Image:
+    def picture(self, path: str | None, *below: str) -> Image:
         """The picture file ``path`` of the folder of pictures, tried in the subfolders ``below`` as well.
 
         Raises DataError where there is none, and for a path that leads out of the folder.
         """
+        if not isinstance(path, str) or not path:
+            raise DataError("the row names no picture")
         if not self.reads:
             return NOT_READ
         relative = PurePosixPath(path)
-        if not path or relative.is_absolute() or ".." in relative.parts or "\0" in path:
+        if relative.is_absolute() or ".." in relative.parts or "\0" in path:
             raise DataError(f"'{path}' is not a path inside the folder of pictures")
         root = self.images
         for place in ("", *below):

@@ -62,9 +62,11 @@ def _with_some_ending(source: Source, stem: str, what: str) -> Image:
 
 
 def _karpathy(row: Row, source: Source) -> Conversation:
-    captions = [sentence if isinstance(sentence, str) else sentence["raw"] for sentence in row["sentences"]]
-    file = f"{row['filepath']}/{row['filename']}"
-    picture = source.picture(row["filename"], row["filepath"], f"images/{row['filepath']}")
+    given = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in row["sentences"]]
+    captions = [caption or "" for caption in given]
+    folder = words(row["filepath"], "folder of the picture")
+    file = f"{folder}/{row['filename']}"
+    picture = source.picture(row["filename"], folder, f"images/{folder}")
     return _caption(source, picture, words(captions[row[ITEM]], "caption"), file, captions=captions)
 
 

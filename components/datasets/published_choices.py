@@ -19,8 +19,10 @@ from ghostvis_plugins.types import Conversation, Image, Split, assistant, user
 __all__ = ["AI2D", "SCIENCEQA", "lettered"]
 
 
-def lettered(choices: Sequence[str | None], right: int) -> tuple[str, str]:
+def lettered(choices: Sequence[str | None], right: int | None) -> tuple[str, str]:
     """The choices as lines "A. …", and the letter of the right one. Raises DataError for what cannot be asked."""
+    if right is None:
+        raise DataError("empty answer: nobody says which choice is right")
     texts = [(choice or "").strip() for choice in choices]
     if not 2 <= len(texts) <= 26 or not all(texts):
         raise DataError(f"{len(texts)} choices, or an empty one: {texts}")
@@ -31,7 +33,7 @@ def lettered(choices: Sequence[str | None], right: int) -> tuple[str, str]:
 
 
 def _choice(
-    source: Source, picture: Image | None, question: str, choices: Sequence[str | None], right: int, **more: Any
+    source: Source, picture: Image | None, question: str, choices: Sequence[str | None], right: int | None, **more: Any
 ) -> Conversation:
     lines, letter = lettered(choices, right)
     text = f"{question}\n{lines}{source.options.suffix}"
@@ -57,7 +59,7 @@ def _ai2d_rows(files: Sequence[Path]) -> Iterator[Row]:
     for path in files:
         try:
             document = json.loads(path.read_bytes())
-            image = document["imageName"]
+            image = Path(document["imageName"]).name
             for question, about in document["questions"].items():
                 yield {**about, "question": question, "imageName": image}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
