@@ -308,7 +308,7 @@ GQA = Published(
     name="gqa",
     repo="lmms-lab/GQA",
     url="https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    license="CC-BY-4.0",
+    license="none stated; pictures: CC-BY-4.0",
     size="0.2 GB of questions, 11 GB of pictures",
     layouts=(
         Layout(
