@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from published_files import FEW, IMAGE, ROWS, WRITERS, dump, embedded, parquet, picture
+from published_files import FEW, IMAGE, ROWS, WRITERS, dump, embedded, parquet, picture, put
 
 from components.datasets.builtin import datasets
 from components.datasets.published import Published, PublishedDataset
@@ -223,6 +223,8 @@ def test_a_subset_of_the_cauldron_may_have_two_pictures(written) -> None:
     assert sample.metadata["source"] == "nlvr2"
     with pytest.raises(UnavailableError, match="clevr"):
         build(name, path=options["path"], subset=["clevr"])
+    with pytest.raises(UnavailableError, match="none of the files"):
+        build(name, path=f"{options['path']}/ai2d", subset=["ai2d", "nlvr2"])  # one folder is not two sets
     with pytest.raises(DataError, match=r"clevr/train-\*\.parquet"):
         build(name, path=options["path"], subset=["ai2d", "clevr"])
 
@@ -249,7 +251,15 @@ def test_ai2d_never_trains_on_the_test(tmp_path: Path, written) -> None:
     held_out = {test[index].metadata["image"] for index in range(len(test))}
     assert held_out == {f"{n}.png" for n in range(0, ROWS, 5)}
     assert not held_out & {train[index].metadata["image"] for index in range(len(train))}
-    assert train.dropped == ROWS * 3 - (ROWS - ROWS // 5) * 2  # the test's, and those about letters in the picture
+    assert train.dropped == ROWS - ROWS // 5  # those about letters in pictures without letters
+    for number in range(ROWS):
+        put(tmp_path / "ai2d" / "images" / f"{number}.png", number)
+    shutil.copytree(options["path"], tmp_path / "ai2d", dirs_exist_ok=True)
+    for number in range(ROWS):
+        put(tmp_path / "ai2d" / "abc_images" / f"{number}.png", number)
+    both = build(name, "test", path=str(tmp_path / "ai2d"))
+    assert (len(both), both.dropped) == (len(test) // 2 * 3, 0)
+    assert Path(str(both[2].images[0].path)).parent.name == "abc_images"
     name, options = fresh("ai2d/official", tmp_path)
     (tmp_path / "ai2d_test_ids.csv").unlink()
     with pytest.raises(DataError, match="one would train on the test") as caught:
@@ -492,6 +502,17 @@ def test_a_picture_that_is_not_there_is_never_a_dummy(tmp_path: Path) -> None:
         build(name, path=options["path"], images=str(tmp_path / "nowhere"))
 
 
+def test_a_table_of_addresses_may_call_its_columns_otherwise(tmp_path: Path) -> None:
+    _, options = fresh("laion/addresses", tmp_path)
+    path = next((tmp_path / "table").glob("*.parquet"))
+    rewritten(path, lambda table: table.rename_columns({"URL": "url", "TEXT": "text"}))
+    with pytest.raises(DataError, match=r"column 'URL' \(string\) is missing"):
+        build("laion", **options)
+    dataset = build("laion", **options, address_column="url", caption_column="text")
+    assert dataset[0].messages[1].text.startswith("alt text")
+    assert decode(dataset[0].images[0]).size == (8, 6)
+
+
 # Where files are looked for
 
 
@@ -526,7 +547,8 @@ def test_save_to_disk_and_single_files(tmp_path: Path) -> None:
     folder = tmp_path / "saved" / "test"
     folder.mkdir(parents=True)
     (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["test"]}')
-    (folder / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "d1", "_split": "test"}
+    (folder / "state.json").write_text(json.dumps(state))
     with (
         pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
         pa.ipc.new_stream(sink, table.schema) as writer,
@@ -538,8 +560,14 @@ def test_save_to_disk_and_single_files(tmp_path: Path) -> None:
     assert one[3] == parquets[3]
     with pytest.raises(UnavailableError, match="is a file, and not one of 'train'"):
         build("chartqa", "train", path=str(next((tmp_path / "hub" / "data").glob("test-*"))))
+    assert build("chartqa", "test", path=str(folder))[2] == parquets[2]
+    with pytest.raises(UnavailableError, match="none of the files of 'train'"):
+        build("chartqa", "train", path=str(folder))  # it says itself that it is the test
     (folder / "data-00000-of-00001.arrow").write_bytes((folder / "data-00000-of-00001.arrow").read_bytes()[:300])
     with pytest.raises(DataError, match="not a whole Arrow file"):
+        build("chartqa", "test", path=str(tmp_path / "saved"))
+    (folder / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(DataError, match=r"no data-00000-of-00001\.arrow, which its state\.json lists"):
         build("chartqa", "test", path=str(tmp_path / "saved"))
 
 
@@ -646,3 +674,73 @@ def test_the_list_fits_a_terminal() -> None:
     lines = cli("list").split("\n\n")[0].splitlines()
     assert len(lines) > 24
     assert max(map(len, lines)) <= 120
+
+
+# Nothing that a row may hold is a defect
+
+
+def rows_of(document: Any) -> list[dict[str, Any]]:
+    """The rows of a publisher's JSON document: the longest list of objects in it, or the objects of its members."""
+    if isinstance(document, list):
+        return document
+    lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return max(lists, key=len) if lists else list(document.values())
+
+
+def unusual(value: Any) -> list[Any]:
+    """What may stand in the place of a value: nothing, another type, nothing inside."""
+    others: list[Any] = [None, "", 7, [None]]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        others += [[{**value[0], key: None}, *value[1:]] for key in value[0]]
+    return others
+
+
+def every_sample(name: str, options: dict[str, Any]) -> int:
+    """Reads all there is; how many samples or sets were refused. Anything but a GhostVisError is a defect."""
+    refused = 0
+    for split in ("train", "validation", "test"):
+        try:
+            dataset = build(name, split, **options)
+        except GhostVisError:
+            refused += 1
+            continue
+        for index in range(min(len(dataset), 3)):
+            for read in (dataset.__getitem__, dataset.length):
+                try:
+                    read(index)
+                except DataError:
+                    refused += 1
+    return refused
+
+
+@pytest.mark.parametrize("layout", sorted(WRITERS))
+def test_unusual_values_are_refused_in_plain_words(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("published_files.ROWS", 8)
+    monkeypatch.setattr("components.cache.sync", lambda folder: None)  # hundreds of indexes that nobody keeps
+    name, options = fresh(layout, tmp_path)
+    schemas = [form.schema.all for form in SPECS[name].load_build().layouts]
+    asked_for = {"question_id", "question", "id", "file_name", "questions", *(key for all in schemas for key in all)}
+    before = every_sample(name, options)
+    tables = sorted(tmp_path.rglob("*.parquet"))[:3]
+    for path in tables:
+        whole = pq.read_table(path)
+        for at, column in enumerate(whole.schema):
+            if column.name not in asked_for:
+                continue
+            nothing = pa.nulls(len(whole), column.type)
+            pq.write_table(whole.set_column(at, column, nothing), path)
+            every_sample(name, options)
+        pq.write_table(whole, path)
+    for path in [] if layout == "ai2d/official" else sorted(tmp_path.rglob("*.json"))[:2]:
+        text = path.read_text()
+        row = rows_of(json.loads(text))[1]
+        for key in asked_for & set(row):
+            for value in unusual(row[key]):
+                document = json.loads(text)
+                rows_of(document)[1][key] = value
+                dump(path, document)
+                every_sample(name, options)
+        path.write_text(text)
+    assert every_sample(name, options) == before

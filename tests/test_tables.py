@@ -197,6 +197,19 @@ def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert list(pool.map(lambda n: table.row(n)["text"], order)) == [f"text {n % 3}" for n in order]
 
 
+def test_a_file_that_goes_away_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "_files", columnar._OpenFiles(2))
+    path = pictures(tmp_path / "p.parquet", 4, 10, 2)
+    lines = tmp_path / "l.jsonl"
+    lines.write_text('{"a": "x"}\n' * 3)
+    tables = Table([path], SEEN), Table([lines], TEXT)
+    path.unlink()
+    lines.unlink()
+    for table in tables:
+        with pytest.raises(DataError, match="No such file"):
+            table.row(3 % len(table))
+
+
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [

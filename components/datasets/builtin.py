@@ -145,7 +145,7 @@ def _with_pictures() -> Iterator[ComponentSpec]:
         config="components.datasets.config:ShortAnswers",
         build="components.datasets.published_questions:GQA",
         summary="GQA: compositional questions, balanced",
-        license="CC-BY-4.0",
+        license="none stated; pictures: CC-BY-4.0",
     )
     yield dataset(
         "textvqa",

@@ -121,6 +121,9 @@ class CocoCaptions(CaptionOptions):
 class Laion(CaptionOptions):
     """Pictures of the web with their alternative texts."""
 
+    address_column: str = Field(default="URL", description="Of a table that img2dataset did not write: the addresses.")
+    caption_column: str = Field(default="TEXT", description="Of such a table: the texts.")
+
 
 class Pixmo(CaptionOptions):
     """Long captions that people spoke."""

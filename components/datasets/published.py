@@ -15,6 +15,7 @@ answers are kept secret, asking for it is an error that says so.
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 from array import array
@@ -26,7 +27,7 @@ from typing import Any, TypeAlias
 
 from components.datasets.config import PublishedOptions
 from components.datasets.splits import split_of
-from components.datasets.tables import NOT_READ, Row, Schema, Table
+from components.datasets.tables import NOT_READ, Columns, Row, Schema, Table
 from ghostvis_plugins.errors import ConfigError, DataError, MissingError, UnavailableError
 from ghostvis_plugins.types import Image, Length, Sample, Split, length_of
 
@@ -48,6 +49,7 @@ class Layout:
     files: Mapping[Split, Sequence[str]]
     """Shell patterns of the files, below the repository or folder. ``{option}`` is the value of an option."""
     schema: Schema
+    """What the files must have. A column (here and in ``group``) may be called ``{option}`` too."""
     convert: Convert
     beside: Mapping[Split, Sequence[str]] = field(default_factory=dict)
     """Further files to fetch from the hub, which ``prepare`` reads."""
@@ -63,8 +65,8 @@ class Layout:
     """Reads what rows refer to (annotations beside questions) into ``Source.extra`` when the set is opened."""
     keys: Sequence[str] = ()
     """Columns that ``prepare`` or ``choose`` asks for as a whole."""
-    choose: Callable[[Source, Table], Iterable[bool]] | None = None
-    """Which rows of the files belong to ``Source.split``, or can be used at all; the others are counted as dropped."""
+    choose: Callable[[Source, Table], Iterable[bool | None]] | None = None
+    """For every row: True if it belongs to ``Source.split``, None if not, False if it does and cannot be used."""
     repeat: str = ""
     """A column of lists each of whose items makes a sample; a row then says which one in its member :data:`ITEM`."""
     hub: bool = True
@@ -85,7 +87,7 @@ class Published:
     size: str
     """Roughly what has to be downloaded, for people ("13 GB")."""
     layouts: Sequence[Layout]
-    """In the order in which a local folder is tried; the hub has the first."""
+    """In the order in which a local folder is tried; the first that is on the hub is the one fetched from there."""
     repo: str = ""
     revision: str = ""
     """A commit of ``repo``, if its newest state is not what is meant."""
@@ -122,15 +124,17 @@ class Source:
     extra: Any = field(default=None)
     """What ``Layout.prepare`` returned."""
 
-    def picture(self, path: str, *below: str) -> Image:
+    def picture(self, path: str | None, *below: str) -> Image:
         """The picture file ``path`` of the folder of pictures, tried in the subfolders ``below`` as well.
 
-        Raises DataError where there is none, and ConfigError where nobody said which folder that is.
+        Raises DataError where there is none, and for a path that leads out of the folder.
         """
+        if not isinstance(path, str) or not path:
+            raise DataError("the row names no picture")
         if not self.reads:
             return NOT_READ
         relative = PurePosixPath(path)
-        if not path or relative.is_absolute() or ".." in relative.parts or "\0" in path:
+        if relative.is_absolute() or ".." in relative.parts or "\0" in path:
             raise DataError(f"'{path}' is not a path inside the folder of pictures")
         root = self.images
         for place in ("", *below):
@@ -165,7 +169,7 @@ class PublishedDataset:
     """One split of a published set.
 
     ``id`` is NAME/SPLIT/ROW, and so unique whatever the publisher calls a row; SPLIT is the published one. ``dropped``
-    counts the rows that the layout leaves out because they cannot be used.
+    counts the rows that are left out because the files themselves say that they cannot be used.
     """
 
     def __init__(self, table: Table, layout: Layout, source: Source, rows: Sequence[int], *, dropped: int = 0) -> None:
@@ -225,6 +229,7 @@ def build(published: Published, config: PublishedOptions, *, split: Split) -> Pu
         reason = published.hidden or "none is published"
         raise MissingError(f"data set '{name}' has no {split} split: {reason}", hint=_instead(split))
     folder, layout, files = _locate(published, layouts, config, split)
+    layout = _named(layout, config)
     origin = _published_split(published, layout, split)
     source = Source(name=name, options=config, folder=folder, split=origin, files=tuple(files))
     if layout.pictures:
@@ -237,14 +242,27 @@ def build(published: Published, config: PublishedOptions, *, split: Split) -> Pu
     if layout.prepare is not None:
         source.extra = layout.prepare(source, table)
     rows: Sequence[int] = range(len(table))
+    dropped = 0
     if layout.choose is not None:
-        rows = array("q", (row for row, chosen in enumerate(layout.choose(source, table)) if chosen))
-    dropped = len(table) - len(rows)
+        chosen = list(layout.choose(source, table))
+        rows = array("q", (row for row, belongs in enumerate(chosen) if belongs))
+        dropped = chosen.count(False)
     if not rows:
         raise DataError(f"data set '{name}': none of the {len(table)} rows in {files[0].parent} is of '{origin}'")
     if "validation" not in layout.files and origin == "train":
         rows = _set_aside(published, layout, table, rows, split)
     return PublishedDataset(table, layout, source, rows, dropped=dropped)
+
+
+def _named(layout: Layout, config: PublishedOptions) -> Layout:
+    """The layout with the names of columns that options give."""
+    options = config.model_dump()
+
+    def named(columns: Columns) -> Columns:
+        return {name.format(**options): kind for name, kind in columns.items()}
+
+    schema = Schema(required=named(layout.schema.required), optional=named(layout.schema.optional))
+    return replace(layout, schema=schema, group=layout.group.format(**options))
 
 
 def _check_pictures(source: Source, layout: Layout) -> None:
@@ -356,10 +374,11 @@ def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
     Raises DataError where there are files for some of the patterns only.
     """
-    for wanted in (patterns, [PurePosixPath(pattern).name for pattern in patterns]):
+    names = [PurePosixPath(pattern).name for pattern in patterns]
+    for wanted in (patterns, names if len(set(names)) == len(names) else ()):
         found = {pattern: sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in wanted}
         missing = [pattern for pattern, files in found.items() if not files]
-        if not missing:
+        if found and not missing:
             return list(dict.fromkeys(path for files in found.values() for path in files))
         if len(missing) < len(found):
             raise DataError(
@@ -370,10 +389,24 @@ def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _saved(folder: Path, split: Split) -> list[Path]:
-    """The files of ``datasets.save_to_disk``: of a DatasetDict a folder per split, of a Dataset the folder itself."""
+    """The files of ``datasets.save_to_disk``: of a DatasetDict a folder per split, of a Dataset the folder itself.
+
+    Raises DataError for a folder whose own list of its files is damaged, or names one that is not there.
+    """
     for place in (folder / split, folder):
-        if (place / "state.json").is_file():
-            return sorted(place.glob("*.arrow"))
+        path = place / "state.json"
+        if not path.is_file():
+            continue
+        try:
+            state = json.loads(path.read_bytes())
+            names = [str(entry["filename"]) for entry in state["_data_files"]]
+            saved = state.get("_split") or "train"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not what datasets.save_to_disk writes: {error}") from error
+        if missing := [name for name in names if not (place / name).is_file()]:
+            raise DataError(f"{place}: there is no {missing[0]}, which its state.json lists")
+        if place != folder or saved == split:
+            return [place / name for name in names]
     return []
 
 
@@ -423,7 +456,6 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
     )
 
     revision = config.revision or published.revision or None
-    reason = ""
     try:
         folder = Path(
             snapshot_download(
@@ -435,9 +467,6 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
                 local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
             )
         )
-        if _matching(folder, patterns):
-            return folder
-        reason = f"holds no {', '.join(patterns)} here"
     except GatedRepoError:
         reason = "wants its licence to be accepted on the hub first (then `hf auth login`)"
     except RevisionNotFoundError as error:
@@ -448,6 +477,10 @@ def _from_hub(published: Published, patterns: Sequence[str], config: PublishedOp
         reason = "is not in the hub's cache, and the hub cannot be reached"
     except Exception as error:  # connection, proxy, TLS, time-outs, HTTP, disk: each from another library
         reason = f"cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    else:
+        if _matching(folder, patterns):
+            return folder
+        reason = f"has no {', '.join(patterns)} here"
     raise UnavailableError(f"data set '{published.name}': {published.repo} {reason}", hint=where(published))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from components.datasets.published import ITEM, Layout, Published, Source, embedded, words
 from components.datasets.splits import pick
-from components.datasets.tables import INT, PICTURE, STRING, Row, Schema, Table, list_of, struct_of
+from components.datasets.tables import INT, NOT_READ, PICTURE, STRING, Row, Schema, Table, list_of, struct_of
 from ghostvis_plugins.errors import DataError
 from ghostvis_plugins.types import Conversation, Image, Split, assistant, user
 
@@ -45,29 +45,34 @@ def _caption(
 
 def by_address(source: Source, address: str) -> Image:
     """The picture that was fetched from an address. Raises DataError where it is not in the folder."""
-    name = hashlib.sha256(address.encode()).hexdigest()
+    return _with_some_ending(source, hashlib.sha256(address.encode()).hexdigest(), f"the picture from {address}")
+
+
+def _with_some_ending(source: Source, stem: str, what: str) -> Image:
     if not source.reads:
-        return source.picture(name)
+        return NOT_READ
     for ending in ENDINGS:
-        path = source.images / f"{name}{ending}"
+        path = source.images / f"{stem}{ending}"
         if path.is_file():
             return Image(path=str(path))
-    raise DataError(f"the picture from {address} is not in {source.images}: no file {name}.jpg, .png or other")
+    raise DataError(f"{what} is not in {source.images}: no file {stem}.jpg, .png or other")
 
 
 # COCO
 
 
 def _karpathy(row: Row, source: Source) -> Conversation:
-    captions = [sentence if isinstance(sentence, str) else sentence["raw"] for sentence in row["sentences"]]
-    file = f"{row['filepath']}/{row['filename']}"
-    picture = source.picture(row["filename"], row["filepath"], f"images/{row['filepath']}")
+    given = [sentence.get("raw") if isinstance(sentence, dict) else sentence for sentence in row["sentences"]]
+    captions = [caption or "" for caption in given]
+    folder = words(row["filepath"], "folder of the picture")
+    file = f"{folder}/{row['filename']}"
+    picture = source.picture(row["filename"], folder, f"images/{folder}")
     return _caption(source, picture, words(captions[row[ITEM]], "caption"), file, captions=captions)
 
 
-def _of_split(source: Source, table: Table) -> Iterable[bool]:
+def _of_split(source: Source, table: Table) -> Iterable[bool | None]:
     wanted = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}[source.split]
-    return (found in wanted for found in table.column("split"))
+    return (found in wanted or None for found in table.column("split"))
 
 
 def _coco(row: Row, source: Source) -> Conversation:
@@ -147,8 +152,9 @@ COCO_CAPTIONS = Published(
 def _fetched(row: Row, source: Source) -> Conversation:
     """A row of img2dataset's output format "files": picture 000120034 is 00012/000120034.jpg."""
     key = words(row["key"], "key")
-    file = f"{key[:5]}/{key}"
-    picture = source.picture(f"{file}.jpg") if source.reads else source.picture(key)
+    if not key.isdecimal():
+        raise DataError(f"the key '{key}' is not a number")
+    picture = _with_some_ending(source, f"{key[:5]}/{key}", f"the picture {key}")
     return _caption(source, picture, words(row["caption"], "caption"), row["url"] or key)
 
 
@@ -157,8 +163,9 @@ def _succeeded(source: Source, table: Table) -> Iterable[bool]:
 
 
 def _addressed(row: Row, source: Source) -> Conversation:
-    address = words(row["URL"], "address")
-    return _caption(source, by_address(source, address), words(row["TEXT"], "caption"), address)
+    address = words(row[source.options.address_column], "address")
+    caption = words(row[source.options.caption_column], "caption")
+    return _caption(source, by_address(source, address), caption, address)
 
 
 def _web_sample(row: Row, source: Source) -> Conversation:
@@ -192,9 +199,9 @@ LAION = Published(
         ),
         Layout(
             files={"train": ("*.parquet",)},
-            schema=Schema(required={"URL": STRING, "TEXT": STRING}),
+            schema=Schema(required={"{address_column}": STRING, "{caption_column}": STRING}),
             convert=_addressed,
-            group="URL",
+            group="{address_column}",
             pictures="the addresses in the table, each named by the sha256 of its address",
             hub=False,  # nobody wants all of it
         ),

@@ -19,8 +19,10 @@ from ghostvis_plugins.types import Conversation, Image, Split, assistant, user
 __all__ = ["AI2D", "SCIENCEQA", "lettered"]
 
 
-def lettered(choices: Sequence[str | None], right: int) -> tuple[str, str]:
+def lettered(choices: Sequence[str | None], right: int | None) -> tuple[str, str]:
     """The choices as lines "A. …", and the letter of the right one. Raises DataError for what cannot be asked."""
+    if right is None:
+        raise DataError("empty answer: nobody says which choice is right")
     texts = [(choice or "").strip() for choice in choices]
     if not 2 <= len(texts) <= 26 or not all(texts):
         raise DataError(f"{len(texts)} choices, or an empty one: {texts}")
@@ -31,7 +33,7 @@ def lettered(choices: Sequence[str | None], right: int) -> tuple[str, str]:
 
 
 def _choice(
-    source: Source, picture: Image | None, question: str, choices: Sequence[str | None], right: int, **more: Any
+    source: Source, picture: Image | None, question: str, choices: Sequence[str | None], right: int | None, **more: Any
 ) -> Conversation:
     lines, letter = lettered(choices, right)
     text = f"{question}\n{lines}{source.options.suffix}"
@@ -57,14 +59,14 @@ def _ai2d_rows(files: Sequence[Path]) -> Iterator[Row]:
     for path in files:
         try:
             document = json.loads(path.read_bytes())
-            image = document["imageName"]
+            image = Path(document["imageName"]).name
             for question, about in document["questions"].items():
                 yield {**about, "question": question, "imageName": image}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: not a question file of AI2D: {error}") from error
 
 
-def _ai2d_choose(source: Source, table: Table) -> Iterator[bool]:
+def _ai2d_choose(source: Source, table: Table) -> Iterator[bool | None]:
     """Test questions are those of the published list; letters instead of words need the pictures with letters."""
     path = source.folder / "ai2d_test_ids.csv"
     try:
@@ -76,8 +78,8 @@ def _ai2d_choose(source: Source, table: Table) -> Iterator[bool]:
         ) from error
     lettered_too = (source.images / "abc_images").is_dir()
     for image, letters in zip(table.column("imageName"), table.column("abcLabel"), strict=True):
-        is_test = Path(image).stem in test
-        yield is_test == (source.split == "test") and (lettered_too or not letters)
+        belongs = (Path(image).stem in test) == (source.split == "test")
+        yield (lettered_too or not letters) if belongs else None
 
 
 def _ai2d_official(row: Row, source: Source) -> Conversation:
@@ -144,9 +146,9 @@ def _scienceqa_table(row: Row, source: Source) -> Conversation:
     return _scienceqa(row, source, row["image"])
 
 
-def _scienceqa_choose(source: Source, table: Table) -> Iterable[bool]:
+def _scienceqa_choose(source: Source, table: Table) -> Iterable[bool | None]:
     wanted = {"train": "train", "validation": "val", "test": "test"}[source.split]
-    return (split == wanted for split in table.column("split"))
+    return (split == wanted or None for split in table.column("split"))
 
 
 def _scienceqa_official(row: Row, source: Source) -> Conversation:

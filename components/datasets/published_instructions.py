@@ -20,7 +20,7 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 
 def _llava(row: Row, source: Source) -> Conversation:
-    turns = [_turn(turn) for turn in row["conversations"]]
+    turns = [_turn(turn) for turn in row["conversations"] or ()]
     while turns and turns[0][0] == "assistant":
         del turns[0]
     if turns and turns[-1][0] == "user":
@@ -34,7 +34,8 @@ def _llava(row: Row, source: Source) -> Conversation:
     return Conversation(messages, metadata={"kind": "instruction", "image": file or ""})
 
 
-def _turn(turn: Row) -> tuple[str, str]:
+def _turn(turn: Row | None) -> tuple[str, str]:
+    turn = turn or {}
     speaker = turn.get("from")
     if speaker not in ROLES:
         raise DataError(f"a turn is from '{speaker}'; known: {', '.join(ROLES)}")
@@ -109,14 +110,15 @@ SHAREGPT4V = Published(
 def _cauldron(row: Row, source: Source) -> Conversation:
     pictures = [embedded(picture) for picture in row["images"] or ()]
     messages: list[Message] = []
-    for number, turn in enumerate(row["texts"] or ()):
-        question = words(turn["user"], "question")
-        answer = words(turn["assistant"], "answer")
+    turns = [turn or {} for turn in row["texts"] or ()]
+    for number, turn in enumerate(turns):
+        question = words(turn.get("user"), "question")
+        answer = words(turn.get("assistant"), "answer")
         messages.append(Message("user", (*(pictures if number == 0 else ()), Text(question))))
         messages.append(Message("assistant", (Text(answer),)))
     if not messages:
         raise DataError("no turns in it")
-    origin = row["texts"][0].get("source") or ""
+    origin = turns[0].get("source") or ""
     return Conversation(tuple(messages), metadata={"kind": "instruction", "source": origin})
 
 

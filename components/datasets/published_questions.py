@@ -55,7 +55,7 @@ def asked(
 
 
 def _vqa_table(row: Row, source: Source) -> Conversation:
-    answers = [given["answer"] if isinstance(given, dict) else given for given in row["answers"] or ()]
+    answers = [given.get("answer") if isinstance(given, dict) else given for given in row["answers"] or ()]
     return asked(
         source,
         embedded(row["image"]),
@@ -73,7 +73,8 @@ class _Joined:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        numbers = np.fromiter(table.column("question_id"), dtype=np.int64, count=len(table))
+        found = (number if isinstance(number, int) else -1 for number in table.column("question_id"))
+        numbers = np.fromiter(found, dtype=np.int64, count=len(table))
         self._order = np.argsort(numbers, kind="stable")
         self._sorted = numbers[self._order]
 
@@ -114,7 +115,7 @@ def _vqa_official(row: Row, source: Source) -> Conversation:
         source,
         source.picture(file, subset, f"images/{subset}", f"coco/{subset}", f"Images/mscoco/{subset}"),
         source.extra[row["question_id"]],
-        [given["answer"] for given in row["answers"]],
+        [(given or {}).get("answer") for given in row["answers"]],
         row["image_id"],
         question_id=row["question_id"],
         question_type=row["question_type"] or "",
@@ -195,7 +196,7 @@ def _aokvqa(row: Row, source: Source, picture: Image, answers: Sequence[str], im
     right = row["correct_choice_idx"]
     suffix = source.options.suffix
     if form == "choices":
-        lines, answer = lettered(row["choices"] or (), -1 if right is None else right)
+        lines, answer = lettered(row["choices"] or (), right)
         text = f"{question}\n{lines}" + (CHOICE_SUFFIX if suffix is None else suffix)
     else:
         text, answer = question + (SHORT_SUFFIX if suffix is None else suffix), most_frequent(answers)
@@ -307,7 +308,7 @@ GQA = Published(
     name="gqa",
     repo="lmms-lab/GQA",
     url="https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    license="CC-BY-4.0",
+    license="none stated; pictures: CC-BY-4.0",
     size="0.2 GB of questions, 11 GB of pictures",
     layouts=(
         Layout(
@@ -397,8 +398,8 @@ TEXTVQA = Published(
 
 
 def _stvqa_table(row: Row, source: Source) -> Conversation:
-    pair = row["qas"][row[ITEM]]
-    return asked(source, embedded(row["image"]), pair["question"], pair["answers"] or ())
+    pair = row["qas"][row[ITEM]] or {}
+    return asked(source, embedded(row["image"]), pair.get("question"), pair.get("answers") or ())
 
 
 def _stvqa_official(row: Row, source: Source) -> Conversation:
@@ -494,7 +495,7 @@ DOCVQA = Published(
 
 
 def _chartqa_table(row: Row, source: Source) -> Conversation:
-    origin = "" if row["human_or_machine"] is None else ("human", "augmented")[row["human_or_machine"]]
+    origin = {0: "human", 1: "augmented"}.get(row["human_or_machine"], "")
     return asked(source, embedded(row["image"]), row["query"], row["label"] or (), origin=origin)
 
 

@@ -44,9 +44,10 @@ class _RowGroups:
                     return self._kept[key]
             group = read()
             with self._lock:
-                self._kept[key] = group
-                self.bytes += group.nbytes
                 self._reading.pop(key, None)
+                if key not in self._kept:
+                    self.bytes += group.nbytes
+                self._kept[key] = group
                 while self.bytes > self.limit and len(self._kept) > 1:
                     self.bytes -= self._kept.popitem(last=False)[1].nbytes
             return group
@@ -141,8 +142,8 @@ class ParquetPart:
         return _groups.get(key, lambda: self._read(group, leaves))
 
     def _read(self, group: int, leaves: Sequence[str]) -> pa.Table:
-        opened, lock = _files.get(self._path, self._stamp)
         try:
+            opened, lock = _files.get(self._path, self._stamp)
             with lock:
                 return opened.read_row_group(group, columns=list(leaves), use_threads=False)
         except (pa.ArrowException, OSError) as error:
