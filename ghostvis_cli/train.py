@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .output import emit_json, examples, note
+from .output import emit_json, examples, note, note_left_out
 from .session import registry
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def train(
     }
     processes = count_processes(nproc)
     resolved = resolve(registry=registry(), flags=flags, sets=set or (), recipes=recipe or (), argv=sys.argv)
+    note_left_out(resolved)
     estimate = check(resolved)
     if json:
         emit_json(run=resolved.values, plan=estimate)

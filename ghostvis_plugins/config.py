@@ -176,7 +176,7 @@ def _check_names(resolved: Resolved, registry: Registry, kinds: set[str]) -> Non
         table = resolved.values.get(kind)
         if kind in kinds and table is not None:
             _get(resolved, registry, kind, table["name"])
-    for name in (resolved.values.get("dataset") or {}) if "dataset" in kinds else ():
+    for name in (*(resolved.values.get("dataset") or {}), *resolved.left_out) if "dataset" in kinds else ():
         _get(resolved, registry, "dataset", name)
 
 
@@ -213,7 +213,8 @@ def _get(resolved: Resolved, registry: Registry, kind: str, name: str) -> Compon
     try:
         return registry.get(kind, name)
     except (MissingError, ConfigError) as error:
-        origin = resolved.origins[f"{kind}.{name}" if kind == "dataset" else f"{kind}.name"]
+        key = f"{kind}.{name}" if kind == "dataset" else f"{kind}.name"
+        origin = resolved.origins[key] if key in resolved.origins else resolved.left_out[name]
         raise type(error)(f"{error.message}   [from {origin}]", hint=error.hint) from None
 
 
@@ -344,7 +345,7 @@ def _collect(run: Run, layers: list[Layer], registry: Registry, argv: Sequence[s
                 raise ConfigError(f"{kind}.{extra[0]} = {table[extra[0]]!r}: there is no {kind} to set this for")
             values[kind] = None
     origins = _origins(layers)
-    values["dataset"] = _weights(values["dataset"], origins)
+    values["dataset"], left_out = _weights(values["dataset"], origins)
     for name in values["dataset"]:
         origins.setdefault(f"dataset.{name}", origin_of(f"dataset.{name}", origins))
     for kind in CHOICES:
@@ -357,7 +358,7 @@ def _collect(run: Run, layers: list[Layer], registry: Registry, argv: Sequence[s
     for key, _ in flatten(values):
         origins.setdefault(key, "default")
     resolved = Resolved.new(relative_values(values, cwd), origins, registry=registry, argv=argv, cwd=cwd)
-    resolved.history = history
+    resolved.history, resolved.left_out = history, left_out
     _prune(resolved)
     return resolved
 
@@ -369,9 +370,11 @@ def _prune(resolved: Resolved) -> None:
     resolved.origins = {key: resolved.origins[key] for key in sorted(resolved.origins) if key in keys}
 
 
-def _weights(tables: dict[str, dict[str, Any]], origins: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Each data set with its weight first; weight 0 leaves one out."""
-    result = {}
+def _weights(
+    tables: dict[str, dict[str, Any]], origins: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Each data set with its weight first; beside them those that weight 0 leaves out, and where it was said."""
+    result, left_out = {}, {}
     for name, table in tables.items():
         given = {key: table[key] for key in ("weight",) if key in table}
         try:
@@ -381,4 +384,6 @@ def _weights(tables: dict[str, dict[str, Any]], origins: Mapping[str, str]) -> d
             raise ConfigError("\n  ".join(lines)) from None
         if weight > 0:
             result[name] = {**table, "weight": weight}
-    return result
+        else:
+            left_out[name] = origin_of(f"dataset.{name}.weight", origins)
+    return result, left_out

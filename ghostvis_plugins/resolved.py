@@ -48,6 +48,8 @@ class Resolved:
     argv: list[str] = field(default_factory=list)
     history: dict[str, list[tuple[str, Any]]] = field(default_factory=dict, compare=False)
     """Every layer's say on a key, highest first; for ``config explain``, not written to the file."""
+    left_out: dict[str, str] = field(default_factory=dict, compare=False)
+    """Data sets of weight 0, and where that was said; not written to the file."""
 
     @classmethod
     def new(

@@ -196,6 +196,16 @@ def test_data_set_spellings(run: Callable[..., Resolved], tmp_path: Path) -> Non
     assert run(recipes=["mix.toml"], flags={"dataset": "none"}).values["dataset"] == {}
 
 
+def test_data_sets_of_weight_zero_are_named(run: Callable[..., Resolved], tmp_path: Path) -> None:
+    (tmp_path / "mix.toml").write_text("[dataset.vqa]\nweight = 0\n[dataset.scenes]")
+    resolved = run("dataset.scenes.weight=0", recipes=["mix.toml"])
+    assert resolved.values["dataset"] == {}
+    assert resolved.left_out == {"vqa": "mix.toml", "scenes": "--set dataset.scenes.weight"}
+    (tmp_path / "typo.toml").write_text("[dataset.scenes]\n[dataset.vqaa]\nweight = 0")
+    with pytest.raises(MissingError, match=r"Did you mean 'vqa'.*\[from typo\.toml\]"):
+        run(recipes=["typo.toml"])
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
