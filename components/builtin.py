@@ -191,6 +191,12 @@ def _data() -> Iterator[ComponentSpec]:
         summary="ChatterBot corpus: English questions and answers",
         license="BSD-3-Clause",
     )
+    yield dataset(
+        "webdataset",
+        config="components.datasets.config_shards:WebDataset",
+        build="components.datasets.webdataset:build",
+        summary="tar shards: prepared ones, or anybody's captioned pictures",
+    )
     yield task(
         "easy_vqa",
         config="components.tasks.config:EasyVQATask",
