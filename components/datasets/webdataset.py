@@ -41,7 +41,11 @@ def build(config: WebDataset, *, split: Split) -> Joined | RemoteShards:
         return RemoteShards([url for path in remote for url in braceexpand(path)], config.caption)
     datasets = [found for path in config.path if (found := _open(path, config, split)) is not None]
     if split == "train" and not sum(map(len, datasets)):
-        raise DataError(f"dataset.webdataset.path = {', '.join(config.path)}: no training samples there")
+        others = [str(name) for name in SPLITS if any(_has_shards(Path(path) / name) for path in config.path)]
+        raise DataError(
+            f"dataset.webdataset.path = {', '.join(config.path)}: no training samples there",
+            hint=f"There is only {' and '.join(others)}." if others else "",
+        )
     return Joined(datasets)
 
 
