@@ -18,6 +18,8 @@ from components.tokenizers import Tokenizer
 from ghostvis_plugins.errors import DataError
 from ghostvis_plugins.types import Conversation
 
+BINS = 40
+
 
 @dataclass(slots=True)
 class Facts:
@@ -133,12 +135,14 @@ def histogram(found: Mapping[str, Facts], title: str) -> Any:
     figure.suptitle(title)
     for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, max(len(panels), 1))), panels, strict=False):
         every = np.concatenate(list(values.values()))
-        bins = np.unique(np.linspace(every.min(), every.max() + 1, 41).round())
+        step = -(-(int(every.max()) - int(every.min()) + 1) // BINS)
+        bins = np.arange(int(every.min()) - 1, int(every.max()) + step + 2, step) - 0.5  # around whole numbers
         for split, some in values.items():
             if len(some):
                 weights = np.full(len(some), 100 / len(some))
                 axes.hist(some, bins=bins, weights=weights, histtype="step", linewidth=1.5, label=split)
         axes.set_xlabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("% of the split")
-        axes.legend()
+    figure.axes[0].legend()
     return figure

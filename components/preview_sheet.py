@@ -1,4 +1,7 @@
-"""A contact sheet of samples with their token masks: one picture, for a report or a terminal that shows them."""
+"""A contact sheet of samples with their token masks: one picture, for a report or a terminal that shows them.
+
+Letters that DejaVu lacks (Chinese, emoji) are boxes here; the page shows them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ def sheet(views: Sequence[View]) -> PIL.Image.Image:
     font = _font()
     rows = [_row(view, font) for view in views]
     key = [Piece("text", "learnt", True), Piece("text", " read, not learnt ", False)]
-    key += [Piece("control", "control token", False), Piece("image", "picture", False)]
+    key += [Piece("control", "control token", False), Piece("text", " ", False)]
+    key += [Piece("image", "picture", False)]
     rows.insert(0, _text(key, font))
     canvas = PIL.Image.new("RGB", (max(row.width for row in rows), sum(row.height + GAP for row in rows)), PAPER)
     top = 0

@@ -28,7 +28,7 @@ import numpy as np
 
 from components.preview import spread
 from components.shards import index as indexes
-from components.shards.files import PARTIAL, published
+from components.shards.files import PARTIAL, UNFINISHED, published
 from components.shards.index import NAME, Shard
 from components.shards.reader import ShardDataset
 from components.shards.record import FORMAT_VERSION
@@ -42,7 +42,6 @@ from ghostvis_plugins.types import Sample
 
 from .ledger import count_reasons
 
-STATE = ".prepare"
 PROBES = 64  # samples that say how many fit into a shard
 SHARD_MB = 256
 SHOW_SECONDS = 0.5
@@ -103,7 +102,7 @@ def prepare(job: Job, registry: Registry, *, workers: int = 1, show: Show = lamb
     """
     maker = Maker.open(job, registry)
     plan = maker.plan
-    state = job.folder / STATE
+    state = job.folder / UNFINISHED
     if (job.folder / NAME).is_file():
         return _finished(job, plan)
     _claim(state, plan)
@@ -148,7 +147,7 @@ class Maker:
         bad: list[Bad] = []
         name = f"{self.job.name.replace('/', '-')}-{self.job.split}-{part:06d}.tar"
         made = write_shard(self.job.folder / name, self._packed(part, bad, seen))
-        _save(self.job.folder / STATE, part, made, bad)
+        _save(self.job.folder / UNFINISHED, part, made, bad)
         return len(bad)
 
     def _packed(self, part: int, bad: list[Bad], seen: Callable[[], None]) -> Iterator[Packed]:
@@ -302,7 +301,7 @@ def _finished(job: Job, plan: Plan) -> Prepared:
     index = indexes.load(job.folder / NAME)
     _check_same(index.header.get("plan"), plan, job.folder)
     ShardDataset(index)  # which compares the sizes of the shards
-    shutil.rmtree(job.folder / STATE, ignore_errors=True)
+    shutil.rmtree(job.folder / UNFINISHED, ignore_errors=True)
     ledger = job.folder / LEDGER
     bad = len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.is_file() else 0
     size = sum(shard.bytes for shard in index.shards)
@@ -328,7 +327,7 @@ def _load(state: Path, part: int) -> tuple[tuple[Shard, np.ndarray, np.ndarray] 
 def _is_made(folder: Path, part: int) -> bool:
     """Whether a part's rows are there, and its shard with the size that they say."""
     try:
-        made, _ = _load(folder / STATE, part)
+        made, _ = _load(folder / UNFINISHED, part)
         return made is None or (folder / made[0].name).stat().st_size == made[0].bytes
     except FileNotFoundError:
         return False
@@ -394,6 +393,7 @@ def _without(index: indexes.Index, rows: Iterable[int], state: Path) -> Iterator
     """The parts of an index; shards that hold one of ``rows`` are written again without it."""
     unwanted = set(rows)
     affected = {int(index.rows[number]["shard"]) for number in unwanted}
+    reader = ShardDataset(index)
     for number in range(len(index.shards)):
         if number not in affected:
             yield part_of(index, number)
@@ -402,7 +402,7 @@ def _without(index: indexes.Index, rows: Iterable[int], state: Path) -> Iterator
         file = index.path(number)
         # Its rows go first: were this interrupted, they would not fit the shard, and the part is made again.
         (state / f"{_part_number(file)}.npz").unlink()
-        if (made := write_shard(file, _reread(index, kept))) is not None:
+        if (made := write_shard(file, _reread(reader, kept))) is not None:
             yield made
         else:
             file.unlink()
@@ -412,7 +412,6 @@ def _part_number(file: Path) -> str:
     return file.stem.rpartition("-")[2]
 
 
-def _reread(index: indexes.Index, rows: Iterable[int]) -> Iterator[Packed]:
-    reader = ShardDataset(index)
+def _reread(reader: ShardDataset, rows: Iterable[int]) -> Iterator[Packed]:
     for number in rows:
-        yield packed_of(index, index.rows[number], reader.raw(number))
+        yield packed_of(reader.index, reader.index.rows[number], reader.raw(number))

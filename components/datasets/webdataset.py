@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from components.datasets.config_shards import WebDataset
+from components.shards.files import UNFINISHED, UNFINISHED_HINT, shards_in
 from components.shards.foreign import RemoteShards, expand, is_remote, open_index, sample_of
 from components.shards.index import NAME, Index, load
 from components.shards.reader import Decode, ShardDataset
@@ -64,6 +65,8 @@ def _open(path: str, config: WebDataset, split: Split) -> ShardDataset | None:
         if split != written and written != "train":
             return None
     make: Decode | None = None
+    if index is None and (Path(source) / UNFINISHED).is_dir():
+        raise DataError(f"{source}: is not finished", hint=UNFINISHED_HINT)
     if index is None:
         tars = expand(source)
         if not tars:
@@ -80,7 +83,7 @@ def _open(path: str, config: WebDataset, split: Split) -> ShardDataset | None:
 
 
 def _has_shards(folder: Path) -> bool:
-    return (folder / NAME).is_file() or next(folder.glob("*.tar"), None) is not None
+    return (folder / NAME).is_file() or (folder / UNFINISHED).is_dir() or bool(shards_in(folder))
 
 
 def _share(index: Index, config: WebDataset, split: Split, named: Sequence[str]) -> np.ndarray | None:

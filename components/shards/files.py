@@ -11,6 +11,17 @@ from typing import BinaryIO
 from ghostvis_plugins.errors import UnavailableError
 
 PARTIAL = ".partial-"
+"""How the name of a file begins that is not complete; no pattern for shards matches a name with a dot in front."""
+
+UNFINISHED = ".prepare"
+"""The folder beside shards that exists as long as some of them are missing."""
+
+UNFINISHED_HINT = "Run the same `ghostvis data prepare` again: it makes the shards that are missing."
+
+
+def shards_in(folder: Path) -> list[Path]:
+    """The tars of a folder that are complete, by name."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 @contextmanager

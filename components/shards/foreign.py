@@ -15,7 +15,7 @@ import json
 import re
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from components.cache import cache_dir
 from components.datasets.captions import REQUESTS
 from components.datasets.splits import pick
 from components.shards import index as indexes
+from components.shards.files import shards_in
 from components.shards.index import NAME, PICTURE, ROW, UNCHECKED, Index, Shard
 from components.shards.record import BLOCK, decode, is_ours, split_name
 from ghostvis_plugins.errors import ConfigError, DataError, UnavailableError
@@ -82,7 +83,7 @@ def expand(path: str) -> list[Path]:
     found: list[Path] = []
     for pattern in braceexpand(path.removeprefix("file://")):
         if Path(pattern).is_dir():
-            found += sorted(Path(pattern).glob("*.tar"))
+            found += shards_in(Path(pattern))
         elif glob.has_magic(pattern):
             found += sorted(map(Path, glob.glob(pattern)))
         else:
@@ -106,24 +107,24 @@ def open_index(tars: Sequence[Path], caption: str | None = None) -> Index:
     file = folder / NAME
     if not file.is_file():
         print(f"indexing {len(tars)} tar files, once", file=sys.stderr, flush=True)
-        rows: list[dict[str, int]] = []
-        shards = []
+        tables, shards = [], []
         for number, (name, size, _) in enumerate(described):
-            before = len(rows)
-            rows += ({**row, "shard": number} for row in scan(Path(name), caption))
-            shards.append(Shard(name, size, len(rows) - before))
-        if not rows:
+            table = _table(list(scan(Path(name), caption)), number)
+            tables.append(table)
+            shards.append(Shard(name, size, len(table)))
+        rows = np.concatenate(tables)
+        if not len(rows):
             raise DataError(f"there is no sample in {len(tars)} tar files from {tars[0]} on")
-        indexes.write(file, _table(rows), np.zeros(sum(row["pictures"] for row in rows), PICTURE), shards, {})
+        rows["first_picture"] = np.cumsum(rows["pictures"]) - rows["pictures"]
+        indexes.write(file, rows, np.zeros(rows["pictures"].sum(), PICTURE), shards, {})
     return indexes.load(file)
 
 
-def _table(rows: Iterable[Mapping[str, int]]) -> np.ndarray:
-    rows = list(rows)
+def _table(rows: Sequence[Mapping[str, int]], shard: int) -> np.ndarray:
     table = np.zeros(len(rows), ROW)
     for field in ROW.names or ():
         table[field] = [row.get(field, 0) for row in rows]
-    table["first_picture"] = np.cumsum(table["pictures"]) - table["pictures"]
+    table["shard"] = shard
     table["flags"] |= UNCHECKED
     table["text_tokens"] = table["answer_tokens"] = -1
     return table

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from components.shards import index as indexes
-from components.shards.files import PARTIAL, published
+from components.shards.files import PARTIAL, UNFINISHED, UNFINISHED_HINT, published, shards_in
 from components.shards.index import NAME, Index, Shard, id_hash, size_problem
 from components.shards.record import decode, split_name, unpack
 from components.shards.writer import END, RECORD, Packed, ShardWriter, join, prepare, write_shard
@@ -91,8 +91,8 @@ def verify(folder: Path) -> Checked:
         checked.bytes += shard.bytes
         checked.damage += _shard_damage(index, number)
     known = {shard.name for shard in index.shards}
-    for file in sorted(folder.glob("*.tar")):
-        if file.name not in known and not file.name.startswith(PARTIAL):
+    for file in shards_in(folder):
+        if file.name not in known:
             checked.damage.append(Damage(file.name, "", "is a shard that the index does not know"))
     return checked
 
@@ -100,6 +100,8 @@ def verify(folder: Path) -> Checked:
 def _open(folder: Path) -> Index:
     """The index of a folder, all of it checked. Raises DataError."""
     file = folder / NAME
+    if not file.is_file() and (folder / UNFINISHED).is_dir():
+        raise DataError(f"{folder}: is not finished. {UNFINISHED_HINT}")
     if not file.is_file():
         raise DataError(f"{file}: the index is missing")
     index = indexes.load(file)
@@ -182,6 +184,8 @@ def repair(folder: Path, tokenizer: Tokenizer | None = None) -> Repaired | None:
     DataError when nothing is left.
     """
     result = Repaired(folder)
+    if (folder / UNFINISHED).is_dir() and not (folder / NAME).is_file():
+        raise DataError(f"{folder}: is not finished, and nothing to repair", hint=UNFINISHED_HINT)
     for stray in folder.glob(f"{PARTIAL}*"):
         stray.unlink()
     try:
@@ -189,8 +193,7 @@ def repair(folder: Path, tokenizer: Tokenizer | None = None) -> Repaired | None:
     except DataError as error:
         return _rebuild(folder, error, tokenizer, result)
     bad = [number for number in range(len(index.shards)) if _shard_damage(index, number)]
-    leftovers = _leftovers(folder, index)
-    if not bad and not leftovers:
+    if not bad and not _leftovers(folder, index):
         return None
     parts: list[Part] = []
     for number, shard in enumerate(index.shards):
@@ -204,9 +207,9 @@ def repair(folder: Path, tokenizer: Tokenizer | None = None) -> Repaired | None:
     _publish(folder, parts, index.header, result)
     for number in bad:
         index.path(number).unlink(missing_ok=True)
-    for file in leftovers:
+    for file in _leftovers(folder, indexes.load(folder / NAME)):
         result.rewritten.append(file.name)
-        file.unlink(missing_ok=True)
+        file.unlink()
     return result
 
 
@@ -214,7 +217,7 @@ def _leftovers(folder: Path, index: Index) -> list[Path]:
     """Other files of an indexed shard, from a repair that was interrupted before or after it published its index."""
     known = {shard.name for shard in index.shards}
     stems = {_stem(name) for name in known}
-    return [file for file in folder.glob("*.tar") if file.name not in known and _stem(file.name) in stems]
+    return [file for file in shards_in(folder) if file.name not in known and _stem(file.name) in stems]
 
 
 def part_of(index: Index, number: int) -> Part:
@@ -275,10 +278,11 @@ def _publish(folder: Path, parts: Sequence[Part], header: Mapping[str, object], 
 def note(folder: Path, lost: Iterable[Damage], *, add: bool = True) -> None:
     """Write samples that were left out to the folder's ledger, or ``add`` them to those that are there."""
     file = folder / LEDGER
-    old = file.read_text(encoding="utf-8").splitlines() if add and file.is_file() else []
+    old = dict.fromkeys(file.read_text(encoding="utf-8").splitlines()) if add and file.is_file() else {}
     new = [json.dumps({"source": bad.file, "id": bad.id, "reason": bad.reason}, ensure_ascii=False) for bad in lost]
     with published(file) as handle:
-        handle.write("".join(f"{line}\n" for line in dict.fromkeys([*old, *new])).encode())
+        lines = [*old, *(line for line in new if line not in old)]
+        handle.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _rebuild(folder: Path, error: DataError, tokenizer: Tokenizer | None, result: Repaired) -> Repaired:
@@ -288,7 +292,7 @@ def _rebuild(folder: Path, error: DataError, tokenizer: Tokenizer | None, result
     result.rewritten.append(NAME)
     parts: list[Part] = []
     damaged: list[Path] = []
-    for tar in sorted(folder.glob("*.tar")):
+    for tar in shards_in(folder):
         packed: list[Packed] = []
         broken = False
         with tar.open("rb") as file:
