@@ -69,7 +69,7 @@ def _open(path: str, config: WebDataset, split: Split) -> ShardDataset | None:
         raise DataError(f"{source}: is not finished", hint=UNFINISHED_HINT)
     if index is None:
         tars = expand(source)
-        if not tars:
+        if not any(tar.is_file() for tar in tars):
             raise UnavailableError(
                 f"dataset.webdataset.path = {path}: no shards there",
                 hint="Point it at a folder that `ghostvis data prepare NAME --out FOLDER` wrote, or at .tar files.",
