@@ -25,8 +25,9 @@ BINS = 40
 class Facts:
     """One value for every sample, or picture, that was looked at."""
 
-    text_bytes: np.ndarray  # of all samples
-    images: np.ndarray  # of all samples
+    samples: int
+    text_bytes: np.ndarray  # of all samples whose length is known without reading them
+    images: np.ndarray  # of the same
     read: int = 0  # samples that the following are of
     text_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # without those of pictures
     answer_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -37,7 +38,7 @@ class Facts:
         """The figures of a listing; None where nothing was counted."""
         total = int(self.text_bytes.sum())
         return {
-            "samples": len(self.text_bytes),
+            "samples": self.samples,
             "images": int(self.images.sum()),
             "text_bytes": total,
             "mean_text_bytes": round(total / max(len(self.text_bytes), 1), 1),
@@ -60,15 +61,23 @@ def facts(dataset: Any, tokenizer: Tokenizer | None, most: int) -> Facts:
 
     Of prepared shards, tokens and sizes of all samples come from their index, unless another tokenizer is asked for.
     """
-    lengths = [dataset.length(index) for index in range(len(dataset))]
+    lengths = []
+    unusable: dict[int, tuple[str, str]] = {}
+    for index in range(len(dataset)):
+        try:
+            lengths.append(dataset.length(index))
+        except DataError as error:
+            unusable[index] = f"sample {index}", error.message
     found = Facts(
+        len(dataset),
         np.array([length.text_bytes for length in lengths], np.int64),
         np.array([length.images for length in lengths], np.int64),
     )
     if isinstance(dataset, Joined) and _is_counted(dataset, tokenizer):
         _from_index(dataset, found)
     else:
-        _by_reading(dataset, tokenizer, most, found)
+        _by_reading(dataset, tokenizer, most, found, unusable)
+    found.unusable = list(unusable.values())
     return found
 
 
@@ -91,7 +100,9 @@ def _from_index(dataset: Joined, found: Facts) -> None:
     found.read = len(every)
 
 
-def _by_reading(dataset: Any, tokenizer: Tokenizer | None, most: int, found: Facts) -> None:
+def _by_reading(
+    dataset: Any, tokenizer: Tokenizer | None, most: int, found: Facts, unusable: dict[int, tuple[str, str]]
+) -> None:
     tokens: list[tuple[int, int]] = []
     sizes: list[tuple[int, int]] = []
     for index in spread(len(dataset), most):
@@ -103,7 +114,7 @@ def _by_reading(dataset: Any, tokenizer: Tokenizer | None, most: int, found: Fac
             images = sample.images if isinstance(sample, Conversation) else ()
             sizes += [_size(image.read()) for image in images]
         except (DataError, OSError) as error:
-            found.unusable.append((name, getattr(error, "message", str(error))))
+            unusable[index] = name, getattr(error, "message", str(error))
     found.read = len(tokens)
     if tokenizer is not None and tokens:
         found.text_tokens, found.answer_tokens = np.array(tokens).T

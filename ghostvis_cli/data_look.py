@@ -23,9 +23,7 @@ BYTES = "Every byte counts as a token here; --tokenizer DIR shows those of a mod
 def register(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
-            "ghostvis data preview scenes --out scenes.html",
-            "ghostvis data preview scenes --out scenes.png --count 6",
-            "ghostvis data preview chitchat --json",
+            "ghostvis data preview scenes --out scenes.html --count 6", "ghostvis data preview chitchat --json"
         )
     )(preview)
     app.command(
@@ -106,14 +104,17 @@ def stats(
 ) -> None:
     """Count samples, pictures, texts and tokens in each split. Decodes nothing."""
     from components.dataset_stats import facts, histogram
-    from ghostvis_plugins import ConfigError, DataError
+    from ghostvis_plugins import ConfigError, DataError, MissingError
 
+    from .session import registry
+
+    registry().get("dataset", name)  # an unknown name is a mistake; a split that is not there is not
     words = open_tokenizer(tokenizer)
     found, rows, absent = {}, [], []
     for split in SPLITS:
         try:
             dataset = build(name, split, sets)
-        except DataError as error:  # prepared shards may hold one split only
+        except MissingError as error:
             absent.append(error)
             continue
         found[split] = facts(dataset, words, count)

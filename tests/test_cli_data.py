@@ -193,7 +193,7 @@ def test_stats_of_shards_of_one_split(run, tmp_path):
     result = run("stats", "webdataset", "--set", path, "--json")
     assert [row["samples"] for row in json.loads(result.stdout)["splits"]] == [0, 38]
     assert "no training samples there" in result.stderr
-    with pytest.raises(DataError, match="no training samples") as raised:
+    with pytest.raises(MissingError, match="no training samples") as raised:
         run("preview", "webdataset", "--set", path)
     assert raised.value.hint == "There is only test."
 

@@ -20,14 +20,15 @@ from components.shards.files import UNFINISHED, UNFINISHED_HINT, shards_in
 from components.shards.foreign import RemoteShards, expand, is_remote, open_index, sample_of
 from components.shards.index import NAME, Index, load
 from components.shards.reader import Decode, ShardDataset
-from ghostvis_plugins.errors import ConfigError, DataError, UnavailableError
+from ghostvis_plugins.errors import ConfigError, DataError, MissingError, UnavailableError
 from ghostvis_plugins.types import Length, Sample, Split
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def build(config: WebDataset, *, split: Split) -> Joined | RemoteShards:
-    """The samples of one split. Raises UnavailableError for a path where there is none, DataError for damage.
+    """The samples of one split. Raises UnavailableError for a path without shards, MissingError without any of train,
+    DataError for damage.
 
     URLs give a :class:`RemoteShards`, which can be prepared from and not be trained on.
     """
@@ -43,7 +44,7 @@ def build(config: WebDataset, *, split: Split) -> Joined | RemoteShards:
     datasets = [found for path in config.path if (found := _open(path, config, split)) is not None]
     if split == "train" and not sum(map(len, datasets)):
         others = [str(name) for name in SPLITS if any(_has_shards(Path(path) / name) for path in config.path)]
-        raise DataError(
+        raise MissingError(
             f"dataset.webdataset.path = {', '.join(config.path)}: no training samples there",
             hint=f"There is only {' and '.join(others)}." if others else "",
         )
