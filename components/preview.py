@@ -1,19 +1,19 @@
-"""Samples for the eye: their text, and their pictures on a contact sheet. Used by ``data preview`` and reports."""
+"""Samples for the eye: their text, and what a model reads of them, token by token.
+
+Used by ``data preview`` and reports; :mod:`components.preview_page` and :mod:`components.preview_sheet` draw it.
+"""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-import PIL.Image
-import PIL.ImageDraw
-import PIL.ImageFont
+from components.rendering import Rendered, render
+from components.tokenizers import MIN_VOCAB_SIZE, Tokenizer
+from ghostvis_plugins.types import Document, Image, Message, Sample
 
-from components.images import decode, frame
-from ghostvis_plugins.types import Conversation, Document, Message, Sample
-
-TILE, TEXT, COLUMNS = 160, 66, 6  # pixels a side, pixels of text below, tiles a row
-LINES, CHARACTERS = 4, 26
+LONGEST_CHARACTER = 4  # bytes, and so the most tokens that may share one
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -33,29 +33,60 @@ def _line(message: Message) -> str:
     return " ".join(["[image]"] * len(message.images) + ([message.text] if message.text else []))
 
 
-def contact_sheet(samples: Sequence[Sample]) -> PIL.Image.Image | None:
-    """The first picture of every sample that has one, with its text below; None when no sample has a picture.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token, a few that share a character, or the place of a picture. ``learnt`` is the loss mask."""
 
-    Raises DataError for a picture that cannot be decoded.
-    """
-    shown = [sample for sample in samples if isinstance(sample, Conversation) and sample.images]
-    if not shown:
-        return None
-    rows = -(-len(shown) // COLUMNS)
-    size = (min(len(shown), COLUMNS) * (TILE + 8), rows * (TILE + TEXT + 8))
-    sheet = PIL.Image.new("RGB", size, (236, 236, 236))
-    pen = PIL.ImageDraw.Draw(sheet)
-    font = PIL.ImageFont.load_default(12)
-    for place, sample in enumerate(shown):
-        x, y = place % COLUMNS * (TILE + 8) + 4, place // COLUMNS * (TILE + TEXT + 8) + 4
-        sheet.paste(frame(decode(sample.images[0]), TILE, fit="pad"), (x, y))
-        pen.multiline_text((x + 2, y + TILE + 2), _caption(sample), fill=(20, 20, 20), font=font, spacing=2)
-    return sheet
+    kind: Literal["text", "control", "image"]
+    text: str
+    learnt: bool
 
 
-def _caption(sample: Conversation) -> str:
-    lines: list[str] = []
-    for message in sample.messages:
-        mark = "> " if message.role == "assistant" else ""
-        lines += textwrap.wrap(mark + message.text, CHARACTERS)
-    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], "..."])
+@dataclass(frozen=True, slots=True)
+class View:
+    """A sample as a model reads it."""
+
+    id: str
+    pieces: tuple[Piece, ...]
+    images: tuple[Image, ...]
+    tokens: int  # without those of pictures
+    learnt: int
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Our own format without a learnt vocabulary: every byte is a token."""
+    return Tokenizer.train([], MIN_VOCAB_SIZE)
+
+
+def view(sample: Sample, tokenizer: Tokenizer) -> View:
+    """What training makes of a sample. Raises DataError for what cannot be rendered."""
+    rendered = render(sample, tokenizer, tokens_per_image=1)
+    tokens = len(rendered.ids) - len(rendered.images)
+    return View(sample.id, tuple(_pieces(rendered, tokenizer)), rendered.images, tokens, rendered.targets)
+
+
+def _pieces(rendered: Rendered, tokenizer: Tokenizer) -> Iterator[Piece]:
+    starts = {start for start, _ in rendered.image_spans}
+    at = pictures = 0
+    while at < len(rendered.ids):
+        token, learnt = rendered.ids[at], rendered.loss_mask[at]
+        if at in starts:
+            pictures += 1
+            yield Piece("image", f"picture {pictures}", learnt)
+            at += 1
+        elif token in tokenizer.control_ids:
+            yield Piece("control", tokenizer.spell([token]), learnt)
+            at += 1
+        else:
+            text, count = _character(rendered.ids[at : at + LONGEST_CHARACTER], tokenizer)
+            yield Piece("text", text, learnt)
+            at += count
+
+
+def _character(ids: list[int], tokenizer: Tokenizer) -> tuple[str, int]:
+    """The text of the fewest tokens that are whole characters, and how many they are; of one, where none are."""
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count])
+        if "\ufffd" not in text:
+            return text, count
+    return tokenizer.decode(ids[:1]), 1

@@ -20,6 +20,7 @@ Notable choices:
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -214,6 +215,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, control tokens included."""
         return len(self._bytes)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits: tokenizers that give the same ids to every conversation have the same ones."""
+        text = json.dumps([self._backend.to_str(), self.format.saved()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -54,11 +54,15 @@ class Ledger:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**asdict(bad), "step": step}, ensure_ascii=False) + "\n")
         if len(self.entries) > self.allowed:
-            raise DataError(self._table(), hint="repair or remove them, or raise stage.max_bad_fraction")
+            head = f"{len(self.entries)} unusable of {self.samples} training samples, and {self.allowed} are allowed"
+            where = f"\nall of them: {self.path}" if self.path is not None else ""
+            raise DataError(
+                "\n".join([head, *count_reasons(self.entries.values())]) + where,
+                hint="repair or remove them, or raise stage.max_bad_fraction",
+            )
 
-    def _table(self) -> str:
-        reasons = Counter(_PATH.sub("…", reason.splitlines()[0]) for reason in self.entries.values())
-        lines = [f"{count:6d}  {reason}" for reason, count in reasons.most_common(10)]
-        head = f"{len(self.entries)} unusable of {self.samples} training samples, and {self.allowed} are allowed"
-        where = f"\nall of them: {self.path}" if self.path is not None else ""
-        return "\n".join([head, *lines]) + where
+
+def count_reasons(reasons: Iterable[str], most: int = 10) -> list[str]:
+    """The table of reasons: lines with a count each, the most frequent first; paths in them do not tell them apart."""
+    counts = Counter(_PATH.sub("…", reason.splitlines()[0]) for reason in reasons)
+    return [f"{count:6d}  {reason}" for reason, count in counts.most_common(most)]

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Progress:
-    """Steps done of steps in all, with loss, speed and time left. Silent on ranks that do not talk."""
+    """Steps done of steps in all, with figures and the time left. Silent on ranks that do not talk."""
 
     def __init__(self, title: str, done: int, total: int, *, talks: bool, every: float) -> None:
         self.title, self.total, self.every, self.talks = title, total, every, talks
@@ -47,19 +47,24 @@ class Progress:
         """Show the figures of a finished step."""
         if not self.talks:
             return
-        figures = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, figures=figures)
-        now = time.monotonic()
-        if self._bar is None and (now - self._last >= self.every or step == self.total):
-            left = (now - self._begun) / max(step - self._first, 1) * (self.total - step)
-            self._last = now
-            self.say(f"{self.title} {step}/{self.total}  {figures}  eta {clock(left)}")
+        self.show(step, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s")
         if "val_loss" in row:
             self.say(
                 f"{self.title} {step}/{self.total}  validation loss {row['val_loss']:.4f}  "
                 f"accuracy {row['val_accuracy']:.1%}"
             )
+
+    def show(self, done: int, figures: str) -> None:
+        """Move on to ``done``."""
+        if not self.talks:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, figures=figures)
+        now = time.monotonic()
+        if self._bar is None and (now - self._last >= self.every or done == self.total):
+            left = (now - self._begun) / max(done - self._first, 1) * (self.total - done)
+            self._last = now
+            self.say(f"{self.title} {done}/{self.total}  {figures}  eta {clock(left)}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -276,3 +276,9 @@ def _own() -> Iterator[ComponentSpec]:
         summary="who am I: conversations about the model, from a file to edit",
         license="Apache-2.0",
     )
+    yield dataset(
+        "webdataset",
+        config="components.datasets.config_shards:WebDataset",
+        build="components.datasets.webdataset:build",
+        summary="tar shards: prepared ones, or anybody's captioned pictures",
+    )
