@@ -211,6 +211,11 @@ class Tokenizer:
         return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     @property
+    def token_bytes(self) -> list[int]:
+        """How many bytes of text each id stands for; none for a control token."""
+        return [len(text) for text in self._bytes]
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, control tokens included."""
         return len(self._bytes)

@@ -56,9 +56,10 @@ class Progress:
             self._last = now
             self.say(f"{self.title} {step}/{self.total}  {figures}  eta {clock(left)}")
         if "val_loss" in row:
+            bits = f"  bpb {row['val_bpb']:.4f}" if "val_bpb" in row else ""
             self.say(
                 f"{self.title} {step}/{self.total}  validation loss {row['val_loss']:.4f}  "
-                f"accuracy {row['val_accuracy']:.1%}"
+                f"accuracy {row['val_accuracy']:.1%}{bits}"
             )
 
     def close(self) -> None:
