@@ -32,7 +32,7 @@ from .workers import Workers
 POOL = 16  # samples to choose from when a row is filled: rows of 2,048 are 98 % full, and shares are kept early
 AHEAD = 32  # samples of a data set that are read together
 KEPT_BYTES = 256 * 2**20  # most memory for samples that are kept for the next epoch
-COSTLY = 1e-3  # seconds of work above which a sample is kept: drawn pictures are, text is not
+COSTLY = 2e-3  # seconds of reading above which a sample is kept: drawn pictures are, text is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +288,7 @@ class Stream:
         source, index = key
         if key in self.known_bad:
             return _Read(self.known_bad[key])
-        began = time.thread_time()
+        began = time.perf_counter()
         dataset, name = self.datasets[source], f"{source}[{index}]"
         try:
             sample = dataset[index]
@@ -301,7 +301,7 @@ class Stream:
         except Exception as error:
             error.add_note(f"reading sample {index} of the data set '{source}'")
             return _Read(error)
-        return _Read(rendered, time.thread_time() - began)
+        return _Read(rendered, time.perf_counter() - began)
 
 
 def check_answers(sample: Sample) -> None:
