@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,13 +78,21 @@ class Batch:
         return len(self.sample_ids)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its large tensors on ``device``."""
-        moved = {
-            name: tensor.to(device, non_blocking=True)
-            for name in ("ids", "positions", "document_ids", "loss_mask", "features", "pixels", "inputs")
-            if (tensor := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        """The same batch with its large tensors on ``device``; no copy is waited for where they were pinned."""
+        moved = replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._large().items()})
+        if "target_rows" in self.__dict__:  # found on the CPU: a device would have to be waited for
+            moved.__dict__["target_rows"] = self.target_rows.to(device, non_blocking=True)
+        return moved
+
+    def pin(self) -> Batch:
+        """The same batch in page-locked memory, from where a CUDA device copies while the host goes on."""
+        pinned = replace(self, **{name: tensor.pin_memory() for name, tensor in self._large().items()})
+        pinned.__dict__["target_rows"] = self.target_rows.pin_memory()
+        return pinned
+
+    def _large(self) -> dict[str, Any]:
+        names = ("ids", "positions", "document_ids", "loss_mask", "features", "pixels", "inputs")
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
     @cached_property
     def target_rows(self) -> Tensor:

@@ -170,7 +170,12 @@ class _Builder:
 
     def end_turn(self, learnt: bool) -> None:
         self.control(self.tokenizer.im_end, learnt)
-        self.text(self.format.after_end, False)
+        gap = self.tokenizer.turn_gap
+        if gap is None:
+            self.text(self.format.after_end, False)
+        else:  # nothing joins it: a control token or nothing follows
+            self.ids += gap
+            self.mask += [False] * len(gap)
 
     def wrapped(self, start: tuple[int | str, ...], text: str, end: tuple[int | str, ...], learnt: bool) -> None:
         self.pieces(start, learnt)
@@ -191,16 +196,17 @@ class _Builder:
         self.mask.append(learnt)
 
     def text(self, text: str, learnt: bool) -> None:
-        if self.waiting and learnt != self.waiting_learnt:
+        if learnt is self.waiting_learnt:
+            self.waiting += text
+        else:
             self.flush()
-        self.waiting += text
-        self.waiting_learnt = learnt
+            self.waiting, self.waiting_learnt = text, learnt
 
     def flush(self) -> None:
         if self.waiting:
-            ids = self.tokenizer.encode_tuple(self.waiting)
-            self.ids.extend(ids)
-            self.mask.extend([self.waiting_learnt] * len(ids))
+            ids = self.tokenizer.encode(self.waiting)
+            self.ids += ids
+            self.mask += [self.waiting_learnt] * len(ids)
             self.waiting = ""
 
     def picture(self, image: Image) -> None:

@@ -174,7 +174,7 @@ def mix(
     from components.preview import byte_tokenizer
     from ghostvis_plugins import ConfigError
     from ghostvis_plugins.config import resolve
-    from stages.mixing import realised
+    from stages.mixing import sample_mixture
 
     from .session import registry
 
@@ -188,7 +188,7 @@ def mix(
         config = registry().make_config("dataset", name, {**table_of, "name": name}, resolved.origins)
         datasets[name] = registry().get("dataset", name).load_build()(config, split=split), float(table_of["weight"])
     words = open_tokenizer(tokenizer or values.get("from"))
-    shares = realised(datasets, words or byte_tokenizer(), seed=values["seed"], samples=samples)
+    shares = sample_mixture(datasets, words or byte_tokenizer(), seed=values["seed"], samples=samples)
     if json:
         rows = [{field: getattr(share, field) for field in share.__slots__} for share in shares]
         emit_json(recipe=recipe, split=split, samples=samples, tokens=words is not None, sources=rows)

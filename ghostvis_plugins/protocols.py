@@ -140,7 +140,8 @@ class Backbone(Protocol):
 class Dataset(Protocol):
     """Samples by index. Pure: the same index always gives the same sample, in every process and thread.
 
-    Samples are read in several threads at a time.
+    Samples are read in several threads at a time. One that cannot be read raises DataError (or OSError, UnicodeError).
+    A data set of files may have a method ``shard_of(index) -> str``, which names the file in the ledger of bad samples.
     """
 
     def __len__(self) -> int: ...

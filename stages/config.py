@@ -35,6 +35,21 @@ class TrainConfig(BaseModel):
     )
     batch_tokens: int = Field(8192, ge=1, description="Tokens of one optimizer step, over all ranks and micro-batches.")
     micro_tokens: int = Field(8192, ge=16, description="Tokens of one forward pass; also the longest sample.")
+    pack_tokens: int | None = Field(
+        None,
+        ge=16,
+        description="Length of the rows that a step's samples are chosen to fill; default: micro_tokens. It decides "
+        "what a step holds, where micro_tokens alone only decides how it is computed.",
+    )
+    packing: bool = Field(
+        True, description="Compute many samples together; false computes each alone, with the same losses, slowly."
+    )
+    workers: int | None = Field(
+        None, ge=0, description="Threads that read, tokenise and decode; default: one per core; 0: the main thread."
+    )
+    prefetch: int = Field(
+        2, ge=0, description="Micro-batches that are prepared while one is computed; 0 prepares each when it is due."
+    )
     too_long: Literal["error", "skip"] = Field(
         "error",
         description="What a conversation longer than micro_tokens does: stop the run, or be left out and counted.",
@@ -79,6 +94,11 @@ class TrainConfig(BaseModel):
     eval: list[str] = Field([], description="Tasks the model is for; default: those named like its data sets.")
     show_samples: int = Field(4, ge=0, description="Validation samples answered in the report.")
     log_seconds: float = Field(10.0, gt=0, description="Seconds between progress lines where there is no terminal.")
+
+    @property
+    def row_tokens(self) -> int:
+        """Length of a packed row."""
+        return self.pack_tokens or self.micro_tokens
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:

@@ -53,6 +53,11 @@ class Distributed:
         if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
 
+    def use_device(self) -> None:
+        """Make the device current in this thread: another one would open CUDA's first."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     @property
     def is_main(self) -> bool:
         """True in the one process that writes files and talks."""

@@ -12,10 +12,11 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,15 @@ from components.weights import state_hash
 from ghostvis_plugins.errors import ConfigError, DataError
 from ghostvis_plugins.types import Image
 
-MAX_THREADS = 16  # that prepare pictures
+from .workers import Workers
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A picture that no features are known of: decoded, and named by its digest."""
+
+    key: str
+    pixels: Tensor
 
 
 def encoder_fingerprint(encoder: Any, options: Mapping[str, Any]) -> str:
@@ -71,28 +80,46 @@ class FeatureCache:
         self.encoded = 0  # pictures that went through the encoder
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
         self._digests: dict[str, str] = {}
 
-    def lookup(self, images: Sequence[Image]) -> list[Tensor | DataError]:
+    def lookup(self, images: Sequence[Image], workers: Workers | None = None) -> list[Tensor | DataError]:
         """Features of each picture, or why it has none. What is missing is encoded in batches."""
-        results: dict[str, Tensor | DataError] = {}
-        keys: list[str] = []
-        missing: dict[str, Image] = {}
-        for image in images:
-            try:
-                key = self._digest(image)
-            except OSError as error:
-                key = f"unreadable {image.path}"
-                results[key] = DataError(f"cannot read {image.path}: {error.strerror or error}")
-            keys.append(key)
-            if key not in results:
-                known = self._recall(key)
-                if known is not None:
-                    results[key] = known
-                else:
-                    missing.setdefault(key, image)
-        self._encode(missing, results)
-        return [results[key] for key in keys]
+        found = self.prepare(images, workers or Workers(0))
+        encoded = iter(self.finish([picture for picture in found if not isinstance(picture, DataError)]))
+        return [picture if isinstance(picture, DataError) else next(encoded) for picture in found]
+
+    def prepare(self, images: Sequence[Image], workers: Workers) -> list[Tensor | Coming | DataError]:
+        """Features where they are kept, else pixels for :meth:`finish`, or why there are none. For any thread."""
+        keys = workers.map(self._key, images)
+        wanted = {key: image for key, image in zip(keys, images, strict=True) if not isinstance(key, DataError)}
+        ready = dict(zip(wanted, workers.map(self._ready, wanted.items()), strict=True))
+        return [key if isinstance(key, DataError) else ready[key] for key in keys]
+
+    def finish(self, pictures: Sequence[Tensor | Coming]) -> list[Tensor]:
+        """Features of all; those that nobody encoded meanwhile are. For the thread that owns the device."""
+        coming = {picture.key: picture.pixels for picture in pictures if isinstance(picture, Coming)}
+        known = {key: found for key in coming if (found := self._recall(key)) is not None}
+        missing = [key for key in coming if key not in known]
+        for start in range(0, len(missing), self.encode_batch):
+            known |= self._encode({key: coming[key] for key in missing[start : start + self.encode_batch]})
+        return [known[picture.key] if isinstance(picture, Coming) else picture for picture in pictures]
+
+    def _key(self, image: Image) -> str | DataError:
+        try:
+            return self._digest(image)
+        except OSError as error:
+            return DataError(f"cannot read {image.path}: {error.strerror or error}")
+
+    def _ready(self, item: tuple[str, Image]) -> Tensor | Coming | DataError:
+        key, image = item
+        known = self._recall(key)
+        if known is not None:
+            return known
+        try:
+            return Coming(key, pixels_of(self.encoder, image))
+        except DataError as error:
+            return error
 
     def _digest(self, image: Image) -> str:
         if image.path is None:
@@ -102,9 +129,10 @@ class FeatureCache:
         return self._digests[image.path]
 
     def _recall(self, key: str) -> Tensor | None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
         if self.folder is None:
             return None
         path = self._path(key)
@@ -122,35 +150,18 @@ class FeatureCache:
         return self._keep(key, torch.from_numpy(array))
 
     def _keep(self, key: str, features: Tensor) -> Tensor:
-        self._kept[key] = features
-        self._bytes += features.numel() * 2
-        while self._bytes > self.memory_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.numel() * 2
+        with self._lock:
+            if key in self._kept:  # two threads read the same file
+                return self._kept[key]
+            self._kept[key] = features
+            self._bytes += features.numel() * 2
+            while self._bytes > self.memory_bytes and len(self._kept) > 1:
+                _, oldest = self._kept.popitem(last=False)
+                self._bytes -= oldest.numel() * 2
         return features
 
-    def _encode(self, missing: Mapping[str, Image], results: dict[str, Tensor | DataError]) -> None:
-        """Encode in batches, while threads prepare the pictures of the batch behind: decoding leaves Python's lock."""
-        items = list(missing.items())
-        chunks = [items[start : start + self.encode_batch] for start in range(0, len(items), self.encode_batch)]
-        with ThreadPoolExecutor(max(1, min(MAX_THREADS, os.cpu_count() or 1, len(items)))) as pool:
-            waiting: dict[str, Future[Tensor | DataError]] = {}
-            for chunk in (*chunks, []):
-                coming = {key: pool.submit(self._pixels, image) for key, image in chunk}
-                self._flush({key: future.result() for key, future in waiting.items()}, results)
-                waiting = coming
-
-    def _pixels(self, image: Image) -> Tensor | DataError:
-        try:
-            return pixels_of(self.encoder, image)
-        except DataError as error:
-            return error
-
-    def _flush(self, prepared: Mapping[str, Tensor | DataError], results: dict[str, Tensor | DataError]) -> None:
-        results |= {key: found for key, found in prepared.items() if isinstance(found, DataError)}
-        pixels = {key: found for key, found in prepared.items() if not isinstance(found, DataError)}
-        if not pixels:
-            return
+    def _encode(self, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features of at most ``encode_batch`` pictures, which are kept from now on."""
         self.encoder.eval()
         stacked = torch.stack(list(pixels.values()))
         # Kernels are chosen by batch size and differ in the last bits. With one size for all batches the features of
@@ -162,11 +173,13 @@ class FeatureCache:
         if not encoded.isfinite().all():
             raise ConfigError("the encoder's outputs exceed float16", hint='set stage.features = "none"')
         self.encoded += len(pixels)
+        known = {}
         for key, features in zip(pixels, encoded, strict=True):
             own = features.clone()  # not a view: that would keep the whole batch alive
             if self._writable:
                 self._write(self._path(key), own)
-            results[key] = self._keep(key, own)
+            known[key] = self._keep(key, own)
+        return known
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

@@ -4,7 +4,8 @@ Each step: plan its samples, pack them into bins, deal the bins to ranks; sum th
 the number of targets of *all* bins; add up gradients over ranks; clip; step. So neither micro-batches, nor packing,
 nor ranks change what is learnt, and gradient accumulation is what happens when a step has more than one bin.
 
-There is no hidden random state: generators are seeded from (seed, step, rank) at the start of each step.
+There is no hidden random state: generators are seeded from (seed, step, rank) at the start of each step. Samples are
+prepared ahead (:mod:`stages.loader`); the state that a checkpoint holds is that of the last step that was learnt.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ from ghostvis_plugins.errors import DataError, GhostVisError, UnavailableError
 from . import checkpoint
 from .config import TrainConfig
 from .context import RunContext
-from .data import Collator, StepPlan, Stream
+from .data import StepPlan, Stream, StreamState, shard_of
 from .distributed import autocast
 from .ledger import BadSample, Ledger
+from .loader import Collator, Loader
 from .optim import Schedule, clip_gradients, set_modes
-from .packing import capacity_for, deal, pack
+from .packing import Cost
 from .progress import Progress
 from .validation import Validation
 
@@ -62,11 +64,19 @@ class Loop:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.checkpoints = self.context.run_dir / "checkpoints"
         self._saved = self.step
+        self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
+        encodes = self.collator.cache is None
+        self.cost = Cost.of(self.model, encodes=encodes)
 
     def run(self) -> None:
         """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are."""
+        left = self.steps - self.step
+        with Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader:
+            self._run(loader)
+
+    def _run(self, loader: Loader) -> None:
         while self.step < self.steps:
-            row = self._step(self.step + 1)
+            row = self._step(loader, self.step + 1)
             self.step += 1
             last = self.step == self.steps
             improved = False
@@ -78,22 +88,20 @@ class Loop:
             if last or improved or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
                 self._save()
 
-    def _step(self, step: int) -> dict[str, Any]:
+    def _step(self, loader: Loader, step: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics. Raises GhostVisError when the loss is not a number."""
         began = time.perf_counter()
         torch.manual_seed(step_seed(self.context.seed, step, self.dist.rank))
         set_modes(self.model)
-        plan = self.stream.next_step(self.config.batch_tokens)
-        batches, bad = self._own_batches(plan)
-        collated = time.perf_counter()
-
-        nll = self._backward(batches, plan.targets)
-        targets = sum(int(batch.target_rows.numel()) for batch in batches)
-        totals = self.dist.sum_(torch.stack([nll, nll.new_tensor(targets), nll.new_tensor(len(bad))]))
+        loaded = loader.next_step()
+        plan = loaded.plan
+        waits = _Waits(time.perf_counter() - began)
+        nll, learnt = self._backward(waits(loaded.batches()), plan.targets)
+        totals = self.dist.sum_(torch.stack([nll, nll.new_tensor(learnt), nll.new_tensor(len(loaded.bad))]))
         self.dist.sum_gradients(self.parameters)
         loss_sum, targets, failed = totals.tolist()
         if failed or plan.bad:
-            self._note([*plan.bad, *bad], step)
+            self._note([*plan.bad, *loaded.bad], step)
         if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made
             self._rescale(plan.targets, targets, step)
         loss = loss_sum / targets
@@ -105,6 +113,7 @@ class Loop:
             raise self._incident(step, loss, norm, plan)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.state = plan.state
         ended = time.perf_counter()
         return {
             "loss": loss,
@@ -114,33 +123,28 @@ class Loop:
             "target_tokens": int(targets),
             "samples": len(plan.samples),
             "images": plan.images,
+            "fill": round(plan.fill, 4),
             "skipped": plan.skipped,
             "cropped": plan.cropped,
             "bad_samples": len(self.ledger.entries),
             "data_hash": plan.data_hash,
             "tokens_per_second": round(plan.tokens / (ended - began), 1),
-            "time_data": round(collated - began, 4),
-            "time_model": round(computed - collated, 4),
+            "time_data": round(waits.seconds, 4),
+            "time_model": round(computed - began - waits.seconds, 4),
             "time_optimizer": round(ended - computed, 4),
         }
 
-    def _own_batches(self, plan: StepPlan) -> tuple[list[Batch], list[BadSample]]:
-        lengths = plan.lengths
-        bins = pack(lengths, capacity_for(lengths, self.config.micro_tokens, self.dist.world))
-        own = deal(bins, lengths, self.dist.world)[self.dist.rank]
-        collated, bad = self.collator([[plan.samples[i] for i in bins[b]] for b in own])
-        return [batch for batch, _ in collated], bad
-
-    def _backward(self, batches: Sequence[Batch], targets: int) -> torch.Tensor:
-        """Gradients of the own share of the step's mean loss; returns the summed loss of the own bins."""
-        total = torch.zeros((), device=self.dist.device)
+    def _backward(self, batches: Iterator[Batch], targets: int) -> tuple[torch.Tensor, int]:
+        """Gradients of the own share of the step's mean loss; the summed loss of the own bins, and their targets."""
+        total, learnt = torch.zeros((), device=self.dist.device), 0
         for batch in batches:
+            learnt += batch.target_rows.numel()
             with self._autocast():
                 nll, _ = self.model.loss(batch.to(self.dist.device))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
                 (nll / targets).backward()
             total += nll.detach()
-        return total
+        return total, learnt
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.context.values.get("dtype", "auto"), self.dist.device)
@@ -153,7 +157,11 @@ class Loop:
             parameter.grad.mul_(planned / actual)
 
     def _note(self, bad: list[BadSample], step: int) -> None:
-        self.ledger.add({entry for entries in self.dist.gather(bad) for entry in entries}, step)
+        located = [
+            replace(entry, shard=entry.shard or shard_of(self.stream.datasets[entry.source], entry.index))
+            for entry in bad
+        ]
+        self.ledger.add({entry for entries in self.dist.gather(located) for entry in entries}, step)
 
     def _incident(self, step: int, loss: float, norm: float, plan: StepPlan) -> GhostVisError:
         names = [drawn.rendered.id for drawn in plan.samples]
@@ -184,8 +192,7 @@ class Loop:
         if self.step == self._saved:
             return
         state = {
-            "stream": self.stream.mixture.state.to_json(),
-            "data_hash": self.stream.data_hash,
+            "stream": self.state.to_json(),
             "best": self.best,
             "identity": identity(self.context, self.config),
         }
@@ -216,4 +223,21 @@ def identity(context: RunContext, config: TrainConfig) -> dict[str, Any]:
         "seed": context.seed,
         "dataset": context.values.get("dataset"),
         "batch_tokens": config.batch_tokens,
+        "pack_tokens": config.row_tokens,
     }
+
+
+class _Waits:
+    """Seconds that the loop spent waiting for data."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch

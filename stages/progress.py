@@ -49,9 +49,10 @@ class Progress:
             return
         self.show(step, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s")
         if "val_loss" in row:
+            bits = f"  bpb {row['val_bpb']:.4f}" if "val_bpb" in row else ""
             self.say(
                 f"{self.title} {step}/{self.total}  validation loss {row['val_loss']:.4f}  "
-                f"accuracy {row['val_accuracy']:.1%}"
+                f"accuracy {row['val_accuracy']:.1%}{bits}"
             )
 
     def show(self, done: int, figures: str) -> None:

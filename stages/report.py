@@ -15,6 +15,7 @@ from .context import RunContext
 from .optim import Row, format_table
 from .progress import clock
 from .provenance import provenance, table
+from .shares import Share, markdown_shares
 
 ANSWER = Generation(max_new_tokens=32)
 
@@ -23,6 +24,7 @@ def write_report(
     context: RunContext,
     rows: Sequence[Row],
     facts: Mapping[str, Any],
+    shares: Sequence[Share],
     samples: Sequence[Conversation],
     engine: Any | None,
 ) -> Path:
@@ -32,6 +34,7 @@ def write_report(
     stage = context.values["stage"]["name"]
     sections = [f"# {run_dir.name}: {stage}", table({**_figures(metrics), **facts})]
     sections += ["## What trained", f"```\n{format_table(rows)}\n```"]
+    sections += ["## What it was taught", markdown_shares(shares)]
     if metrics:
         _draw_curve(metrics, run_dir / "loss.png", stage)
         sections += ["## Loss", "![loss over steps](loss.png)"]
@@ -65,6 +68,8 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         figures["validation loss"] = (
             f"{validated[-1]['val_loss']:.4f} (best {best['val_loss']:.4f}, step {best['step']})"
         )
+        if "val_bpb" in validated[-1]:
+            figures["validation bits per byte"] = f"{validated[-1]['val_bpb']:.4f}"
         for key, value in validated[-1].items():
             if key.startswith("val_accuracy"):
                 figures[key.replace("val_accuracy", "validation token accuracy").replace("/", ", ")] = f"{value:.1%}"
@@ -72,6 +77,7 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "tokens": f"{tokens:,} ({sum(row['target_tokens'] for row in metrics):,} targets)",
         "samples": f"{sum(row['samples'] for row in metrics):,}",
         "pictures": f"{sum(row['images'] for row in metrics):,}",
+        "row fill": f"{sum(row['fill'] for row in metrics) / len(metrics):.1%}",
         "left out": f"{sum(row['skipped'] for row in metrics)} too long, "
         f"{sum(row['cropped'] for row in metrics)} cropped, {last['bad_samples']} unusable",
         "training time": f"{clock(seconds)} ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",

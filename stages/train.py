@@ -5,6 +5,7 @@ Open the starting point, freeze by the table, build the data, train, prove that 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -20,17 +21,21 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .context import RunContext
-from .data import Collator, Stream
+from .data import Stream, StreamState
 from .features import FeatureCache
-from .ledger import Ledger
+from .ledger import BadSample, Ledger, by_index
+from .loader import Collator
 from .loop import Loop, identity
 from .optim import Row, apply_table, format_table, frozen_hash, parameter_groups, set_modes
-from .order import MixtureState, Order
+from .order import Order
+from .packing import Cost
 from .progress import Progress
 from .report import find_engine, write_report
 from .rundir import claim, resolved_of, set_latest
+from .shares import Share, format_shares, realised
 from .start import Start, open_start
 from .validation import Validation
+from .workers import Workers
 
 VALIDATION_SEED = 0  # of every run, so that runs are compared on the same samples
 PROBE_SAMPLES = 512
@@ -53,20 +58,24 @@ def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
     frozen = frozen_hash(start.model)
 
     resumed = _find_checkpoint(context)
-    loop = _prepare(context, config, start, resumed)
-    try:
-        loop.run()
-    finally:
-        loop.progress.close()
-        for tracker in loop.trackers:
-            tracker.finish()
+    with contextlib.closing(Workers(config.workers)) as workers:
+        loop = _prepare(context, config, start, resumed, workers)
+        try:
+            loop.run()
+        finally:
+            loop.progress.close()
+            for tracker in loop.trackers:
+                tracker.finish()
+    shares = realised(loop.stream, loop.state)
+    if dist.is_main:
+        print(format_shares(shares), file=sys.stderr, flush=True)
     if config.export == "best" and loop.best is not None and loop.best["step"] != loop.step:
         checkpoint.at_step(loop.checkpoints, int(loop.best["step"])).load_model(start.model)
     set_modes(start.model)
     if frozen_hash(start.model) != frozen:
         raise GhostVisError("a frozen tensor changed during training; nothing is exported", hint="this is a defect")
     if dist.is_main:
-        _export(context, config, start, rows, loop)
+        _export(context, config, start, rows, loop, shares)
     dist.barrier()
     return context.run_dir / "model"
 
@@ -88,41 +97,55 @@ def _warn(text: str) -> None:
     print(f"ghostvis: warning: {text}", file=sys.stderr, flush=True)
 
 
-def _prepare(context: RunContext, config: TrainConfig, start: Start, resumed: Checkpoint | None) -> Loop:
+def _prepare(
+    context: RunContext, config: TrainConfig, start: Start, resumed: Checkpoint | None, workers: Workers
+) -> Loop:
     """Data, optimizer, trackers and the loop over them, as new or as the checkpoint left them."""
     dist, model = context.dist, start.model
     state = resumed.state() if resumed else {}
     if resumed:
         _check_identity(state["identity"], identity(context, config), resumed)
     limit = min(config.micro_tokens, model.backbone.max_positions)
+    datasets = _training_data(context)
+    ledger = Ledger(
+        context.run_dir / "bad_samples.jsonl" if dist.is_main else None,
+        config.max_bad_fraction,
+        sum(len(dataset) for dataset, _ in datasets.values()),
+    )
+    if resumed:
+        ledger.load(resumed.step)
+    known: list[BadSample] = dist.gather(list(ledger.known.values()))[0]
     stream = Stream(
-        _training_data(context),
+        datasets,
         start.tokenizer,
         model.tokens_per_image,
         seed=context.seed,
         limit=limit,
         too_long=config.too_long,
         word_dropout=config.word_dropout,
-        state=MixtureState.from_json(state["stream"]) if resumed else None,
-        data_hash=state.get("data_hash", ""),
+        state=StreamState.from_json(state["stream"]) if resumed else None,
+        known_bad=by_index(bad for bad in known if not bad.picture),
+        workers=workers,
     )
     groups = parameter_groups(model, config.train)
     optimizer = context.build("optimizer", context.table("optimizer", "adamw"), groups=groups)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    ledger = Ledger(
-        context.run_dir / "bad_samples.jsonl" if dist.is_main else None, config.max_bad_fraction, stream.size
-    )
     if resumed:
         resumed.load_model(model)
         resumed.load_optimizer(optimizer, order)
-        if dist.is_main:
-            ledger.load()
     done = resumed.step if resumed else 0
     if dist.is_main:
         rewind(context.run_dir, done)
-    steps = config.steps or _steps_of_epochs(context, config, start, limit)
-    validation = _validation(context, config, start, limit)
+    steps = config.steps or _steps_of_epochs(context, config, start, limit, workers)
+    validation = _validation(context, config, start, limit, workers)
+    collator = Collator(
+        model.encoder,
+        _feature_cache(context, config, start),
+        workers=workers,
+        known_bad=by_index(bad for bad in known if bad.picture),
+        device=dist.device,
+    )
     return Loop(
         context=context,
         config=config,
@@ -130,7 +153,7 @@ def _prepare(context: RunContext, config: TrainConfig, start: Start, resumed: Ch
         optimizer=optimizer,
         optimizer_names=order,
         stream=stream,
-        collator=Collator(model.encoder, _feature_cache(context, config, start)),
+        collator=collator,
         validation=validation,
         ledger=ledger,
         trackers=_trackers(context),
@@ -157,7 +180,7 @@ def _training_data(context: RunContext) -> dict[str, tuple[Any, float]]:
     return datasets
 
 
-def _steps_of_epochs(context: RunContext, config: TrainConfig, start: Start, limit: int) -> int:
+def _steps_of_epochs(context: RunContext, config: TrainConfig, start: Start, limit: int, workers: Workers) -> int:
     """Steps that draw ``epochs`` times as many samples as there are, by the size of the first steps."""
     probe = Stream(
         context.datasets("train"),
@@ -166,15 +189,18 @@ def _steps_of_epochs(context: RunContext, config: TrainConfig, start: Start, lim
         seed=context.seed,
         limit=limit,
         too_long=config.too_long,
+        workers=workers,
     )
     drawn = taken = 0
     while drawn < PROBE_SAMPLES:
-        drawn += len(probe.next_step(config.batch_tokens).samples)
+        drawn += len(probe.next_step(config.batch_tokens, config.row_tokens).samples)
         taken += 1
     return max(1, math.ceil((config.epochs or 1) * probe.size * taken / drawn))
 
 
-def _validation(context: RunContext, config: TrainConfig, start: Start, limit: int) -> Validation | None:
+def _validation(
+    context: RunContext, config: TrainConfig, start: Start, limit: int, workers: Workers
+) -> Validation | None:
     if not config.eval_samples:
         return None
     datasets = {name: pair for name, pair in context.datasets("validation").items() if len(pair[0])}
@@ -189,9 +215,13 @@ def _validation(context: RunContext, config: TrainConfig, start: Start, limit: i
         seed=VALIDATION_SEED,
         limit=limit,
         too_long=config.too_long,
+        workers=workers,
     )
     plan = stream.first(config.eval_samples)
-    return Validation(plan, config.micro_tokens, context.dist) if plan.samples else None
+    if not plan.samples:
+        return None
+    cost = Cost.of(start.model, encodes=config.features == "none")
+    return Validation(plan, config, context.dist, cost, start.tokenizer.token_bytes)
 
 
 def _feature_cache(context: RunContext, config: TrainConfig, start: Start) -> FeatureCache | None:
@@ -218,7 +248,9 @@ def _trackers(context: RunContext) -> list[Any]:
     return trackers
 
 
-def _export(context: RunContext, config: TrainConfig, start: Start, rows: Sequence[Row], loop: Loop) -> None:
+def _export(
+    context: RunContext, config: TrainConfig, start: Start, rows: Sequence[Row], loop: Loop, shares: Sequence[Share]
+) -> None:
     """Model directory, report and ``latest``, in this order: the pointer moves when all is there."""
     folder = context.run_dir / "model"
     start.model.eval()
@@ -234,7 +266,7 @@ def _export(context: RunContext, config: TrainConfig, start: Start, rows: Sequen
         "exported": f"step {exported}",
         "processes": context.dist.world,
     }
-    write_report(context, rows, facts, samples, engine)
+    write_report(context, rows, facts, shares, samples, engine)
     set_latest(context.run_dir, folder)
 
 

@@ -257,7 +257,7 @@ def test_mix_is_what_training_draws(run, tmp_path, tiny_tokenizer):
         for name, options, weight in (("scenes", {"size": 50}, 2.0), ("chatterbot", {}, 1.0))
     }
     stream = Stream(datasets, Tokenizer.load(tmp_path / "words"), 4, seed=5, limit=10_000)
-    drawn = stream.next_step(12_000).samples
+    drawn = [*stream.next_step(12_000, 2_000).samples, *stream._pool]  # in rows, and waiting for one
     arguments = ("--tokenizer", str(tmp_path / "words"), "--samples", str(len(drawn)), "--json")
     found = json.loads(run("mix", str(recipe), *arguments).stdout)["sources"]
     for row in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,15 @@ from stages.distributed import Distributed, autocast, choose_device
 from stages.runner import run
 
 ROOT = Path(__file__).resolve().parents[1]
+DEATH = {"name": "killer", "at": 8}
+
+
+def alone(runs: list[Any], folder: Path) -> int:
+    """Run them in one process; its exit status."""
+    with (folder / "alone.txt").open("w") as log:
+        command = [sys.executable, "tests/miniature.py", json.dumps(runs)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=300).returncode
 
 
 def two_processes(runs: list[Any], folder: Path) -> None:
@@ -74,9 +84,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     resumed = folder / "two" / "resumed"
     shutil.copytree(folder / "one" / "plain", resumed)
     shutil.rmtree(resumed / "checkpoints" / "step_12")
-    other_micro = {**plain, "stage": {**plain["stage"], "micro_tokens": 57}}
+    other_micro = {**plain, "stage": {**plain["stage"], "micro_tokens": 57, "pack_tokens": 100}}
+    # Dies in step 8 with a look-ahead of several steps; two processes without any continue from step 6.
+    ahead = {**plain["stage"], "workers": 2, "prefetch": 9}
+    status = alone([[str(folder / "two" / "killed"), {**plain, "stage": ahead, "tracker": DEATH}, False]], folder)
+    assert status == -signal.SIGKILL, (folder / "alone.txt").read_text()
+    later = {**plain, "stage": {**plain["stage"], "workers": 1, "prefetch": 0}}
     runs = [[str(folder / "two" / name), given, False] for name, given in cases.items()]
     runs += [[str(folder / "two" / "micro"), other_micro, False], [str(resumed), plain, True]]
+    runs += [[str(folder / "two" / "killed"), later, True]]
     two_processes(runs, folder)
     return folder
 
@@ -107,6 +123,10 @@ def test_two_processes_with_other_micro_batches_equal_one(results: Path) -> None
 
 def test_two_processes_continue_what_one_began(results: Path) -> None:
     assert_same(results / "one" / "plain", results / "two" / "resumed")
+
+
+def test_two_processes_continue_what_died(results: Path) -> None:
+    assert_same(results / "one" / "plain", results / "two" / "killed")
 
 
 def test_ranks_share_one_ledger(results: Path) -> None:

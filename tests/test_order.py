@@ -75,6 +75,24 @@ def test_the_mixture_keeps_its_shares(weights: dict[str, float], lengths: list[i
             assert abs(mixture.state.tokens[name] - share * total) <= max(lengths) * len(weights)
 
 
+@given(weights=weights, lengths=st.lists(st.integers(20, 160), min_size=1, max_size=40), unit=st.integers(1, 9))
+@settings(deadline=None)
+def test_shares_are_within_one_per_cent_after_a_thousand_samples(
+    weights: dict[str, float], lengths: list[int], unit: int
+) -> None:
+    """Answers of one data set are ``unit`` times as long as those of the others, eight times as long as one another."""
+    mixture = Mixture(weights)
+    first = next(iter(mixture.shares))
+    for number in range(1000):
+        source = mixture.choose()
+        mixture.advance(source)
+        mixture.account(source, lengths[number % len(lengths)] * (unit if source == first else 1))
+    total = sum(mixture.state.tokens.values())
+    longest = max(lengths) * unit / total  # no scheme is closer than the answer that it took last
+    for name, share in mixture.shares.items():
+        assert abs(mixture.state.tokens[name] / total - share) <= max(0.01, longest)
+
+
 def test_the_mixture_resumes_from_json() -> None:
     def run(mixture: Mixture, count: int) -> list[str]:
         chosen = []

@@ -50,14 +50,15 @@ def test_an_answer_of_one_token_is_always_read_as_it_is() -> None:
 
 def test_the_same_sample_is_read_the_same_whatever_the_step_size() -> None:
     small, large = stream(0.3), stream(0.3)
-    one_by_one = [drawn.rendered for _ in range(6) for drawn in small.next_step(1).samples]
-    together = [drawn.rendered for drawn in large.next_step(10_000).samples][:6]
-    assert [r.inputs for r in one_by_one] == [r.inputs for r in together]
-    assert any(r.inputs != r.ids for r in together)
+    one_by_one = {drawn.position: drawn.rendered for _ in range(6) for drawn in small.next_step(1, 1).samples}
+    together = {drawn.position: drawn.rendered for drawn in large.next_step(10_000, 10_000).samples}
+    assert len(one_by_one) == 6
+    assert all(rendered.inputs == together[position].inputs for position, rendered in one_by_one.items())
+    assert any(rendered.inputs != rendered.ids for rendered in together.values())
 
 
 def test_a_batch_reads_the_inputs_and_is_scored_on_the_ids() -> None:
-    plan = stream(0.3).next_step(200)
+    plan = stream(0.3).next_step(200, 200)
     batch = Batch.pack([drawn.rendered for drawn in plan.samples])
     assert batch.inputs is not None
     assert not torch.equal(batch.inputs, batch.ids)
