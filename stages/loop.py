@@ -79,13 +79,14 @@ class Loop:
             row = self._step(loader, self.step + 1)
             self.step += 1
             last = self.step == self.steps
-            improved = False
+            better = False
             if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
-                improved = self._validate(row)
+                better = self._validate(row)
             for tracker in self.trackers:
                 tracker.log(self.step, row)  # before the checkpoint: a resumed run drops later rows, but invents none
             self.progress.update(self.step, row)
-            if last or improved or (self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0):
+            due = self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0
+            if last or due or (better and self.config.export == "best"):  # else nothing would read the better one
                 self._save()
 
     def _step(self, loader: Loader, step: int) -> dict[str, Any]:
