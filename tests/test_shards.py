@@ -273,6 +273,8 @@ def test_damage_is_found_named_and_cut_out(
                 assert "crc32" in raised.value.message
             else:
                 assert dataset[number] == world.samples()[number]
+                assert Path(dataset.shard_of(number)).is_file()
+        assert all(dataset.shard_of(number).endswith("000001.tar") for number in lost)
 
     found = verify(folder)
     assert {item.file for item in found.damage} == {"mixed-train-000001.tar"}

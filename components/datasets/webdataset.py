@@ -122,6 +122,11 @@ class Joined:
         dataset, place = self.locate(index)
         return dataset.length(place)
 
+    def shard_of(self, index: int) -> str:
+        """The tar that a sample lies in: what a ledger of bad samples names."""
+        dataset, place = self.locate(index)
+        return dataset.shard_of(place)
+
     def locate(self, index: int) -> tuple[ShardDataset, int]:
         """The data set of a sample, and its number there. Raises IndexError."""
         if not 0 <= index < len(self):

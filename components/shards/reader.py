@@ -90,6 +90,10 @@ class ShardDataset:
         row = self.index.rows[self._number(index)]
         return Length(int(row["text_bytes"]), int(row["pictures"]))
 
+    def shard_of(self, index: int) -> str:
+        """The tar that a sample lies in."""
+        return str(self.index.path(int(self.index.rows[self._number(index)]["shard"])))
+
     def row(self, index: int) -> np.void:
         """What the index says about a sample (:data:`components.shards.index.ROW`)."""
         return self.index.rows[self._number(index)]  # type: ignore[no-any-return]
