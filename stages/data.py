@@ -21,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.rendering import Rendered, render
+from components.samples import UNUSABLE, check_learnable, reason_of
 from components.tokenizers import Tokenizer
 from ghostvis_plugins.errors import ConfigError, DataError
-from ghostvis_plugins.types import Conversation, Sample, Text, ToolCall
 
 from .ledger import BadSample
 from .order import Mixture, MixtureState, Order
@@ -301,31 +301,14 @@ class Stream:
         try:
             sample = dataset[index]
             name = sample.id or name
-            check_answers(sample)
+            check_learnable(sample)
             rendered = render(replace(sample, id=name), self.tokenizer, self.tokens_per_image)
-        except (DataError, OSError, UnicodeError) as error:
-            reason = error.message if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
-            return _Read(BadSample(source, name, reason, index, shard_of(dataset, index)))
+        except UNUSABLE as error:
+            return _Read(BadSample(source, name, reason_of(error), index, shard_of(dataset, index)))
         except Exception as error:
             error.add_note(f"reading sample {index} of the data set '{source}'")
             return _Read(error)
         return _Read(rendered, time.perf_counter() - began)
-
-
-def check_answers(sample: Sample) -> None:
-    """Raises DataError for a conversation from which nothing can be learnt, or in which an answer is empty."""
-    if not isinstance(sample, Conversation):
-        return
-    answers = [message for message in sample.messages if message.role == "assistant"]
-    if not answers:
-        raise DataError("nothing to learn from: no assistant message")
-    for answer in answers:
-        said = any(
-            isinstance(part, ToolCall) or (isinstance(part, Text) and not (not part.text or part.text.isspace()))
-            for part in answer.parts
-        )
-        if not said:
-            raise DataError("empty answer")
 
 
 def shard_of(dataset: Any, index: int) -> str:

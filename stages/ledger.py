@@ -58,7 +58,7 @@ class Ledger:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # a line that a crash cut short
             self.path.write_text(whole, encoding="utf-8")
-        for line in whole.splitlines():
+        for line in whole.split("\n")[:-1]:
             entry = json.loads(line)
             met = entry.pop("step")
             bad = BadSample(**entry)
@@ -74,7 +74,7 @@ class Ledger:
             self.entries[bad.key] = bad
             if self.path is not None and bad.key not in self.known:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**asdict(bad), "step": step}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({**asdict(bad), "step": step}) + "\n")
         if len(self.entries) > self.allowed:
             raise DataError(self._table(), hint="repair or remove them, or raise stage.max_bad_fraction")
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from components.preview import spread
+from components.samples import UNUSABLE, reason_of
 from components.shards import index as indexes
 from components.shards.files import PARTIAL, UNFINISHED, published
 from components.shards.index import NAME, Shard
@@ -154,13 +155,13 @@ class Maker:
         for name, sample in self._samples(part):
             seen()
             try:
-                if isinstance(sample, DataError):
+                if isinstance(sample, Exception):
                     raise sample
                 yield pack(sample if sample.id else replace(sample, id=name), self.tokenizer)
-            except DataError as error:
-                bad.append((name, error.message))
+            except UNUSABLE as error:
+                bad.append((name, reason_of(error)))
 
-    def _samples(self, part: int) -> Iterator[tuple[str, Sample | DataError]]:
+    def _samples(self, part: int) -> Iterator[tuple[str, Sample | Exception]]:
         if not self.plan.samples:
             yield from self.dataset.stream(part)
             return
@@ -169,7 +170,7 @@ class Maker:
             name = f"{self.job.name}[{number}]"
             try:
                 sample = self.dataset[number]
-            except DataError as error:
+            except UNUSABLE as error:
                 yield name, error
             else:
                 yield sample.id or name, sample
@@ -190,7 +191,7 @@ def _cut(job: Job, dataset: Any) -> tuple[int, int, int]:
         try:
             sample = dataset[number]
             sizes.append(len(pack(sample if sample.id else replace(sample, id="probe")).data))
-        except DataError:
+        except UNUSABLE:
             continue  # its part puts it on the ledger
     if not sizes:
         raise DataError(f"data set '{job.name}': none of {PROBES} samples can be used", hint=_first_reason(dataset))
@@ -201,8 +202,8 @@ def _cut(job: Job, dataset: Any) -> tuple[int, int, int]:
 def _first_reason(dataset: Any) -> str:
     try:
         pack(dataset[0])
-    except DataError as error:
-        return f"The first of them: {error.message}"
+    except UNUSABLE as error:
+        return f"The first of them: {reason_of(error)}"
     return ""
 
 
@@ -303,7 +304,7 @@ def _finished(job: Job, plan: Plan) -> Prepared:
     ShardDataset(index)  # which compares the sizes of the shards
     shutil.rmtree(job.folder / UNFINISHED, ignore_errors=True)
     ledger = job.folder / LEDGER
-    bad = len(ledger.read_text(encoding="utf-8").splitlines()) if ledger.is_file() else 0
+    bad = ledger.read_text(encoding="utf-8").count("\n") if ledger.is_file() else 0
     size = sum(shard.bytes for shard in index.shards)
     return Prepared(job.folder, len(index.rows), len(index.shards), size, bad, new=False)
 

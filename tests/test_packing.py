@@ -314,6 +314,15 @@ def test_a_bin_of_bad_samples_leaves_no_batch() -> None:
     assert len(bad) == 1
 
 
+def test_a_ledger_survives_whatever_a_reason_says(tmp_path: Path) -> None:
+    reasons = ["a\u2028b", "c\u0085d", "caf\udce9.png", "e\nf"]
+    bad = [BadSample("web", f"x{n}\udcff", reason, n) for n, reason in enumerate(reasons)]
+    Ledger(tmp_path / "bad.jsonl", fraction=1, samples=100).add(bad, 3)
+    again = Ledger(tmp_path / "bad.jsonl", fraction=1, samples=100)
+    again.load(3)
+    assert set(again.entries.values()) == set(bad)
+
+
 def test_the_ledger_stops_above_its_share(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "bad.jsonl", fraction=0.02, samples=100)
     found = [BadSample("s", str(i), "broken\nwith details") for i in range(3)]

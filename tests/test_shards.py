@@ -499,3 +499,64 @@ def test_a_remote_tar_is_a_stream_and_no_data_set(foreign_tars: Path) -> None:
     broken = build(WebDataset(path=f"pipe:head -c 3000 {foreign_tars}/00000.tar"), split="train")
     with pytest.raises(UnavailableError, match="the stream broke off"):
         list(broken.stream(0))
+
+
+@pytest.mark.parametrize("end", [lambda data: data[:-10240], lambda data: data.rstrip(b"\0")])
+def test_a_remote_tar_that_stops_between_members_is_cut_off(foreign_tars: Path, end: Callable[[bytes], bytes]) -> None:
+    whole = (foreign_tars / "00000.tar").read_bytes()
+    assert len(end(whole)) < len(whole)
+    cut = foreign_tars / "cut"
+    with tarfile.open(foreign_tars / "00000.tar") as tar:
+        last = tar.getmembers()[-1]
+    cut.write_bytes(whole[: last.offset])
+    assert list(build(WebDataset(path=f"pipe:cat {foreign_tars}/00000.tar"), split="train").stream(0))
+    with pytest.raises(UnavailableError, match="the tar is cut off"):
+        list(build(WebDataset(path=f"pipe:cat {cut}"), split="train").stream(0))
+
+
+def test_an_index_cannot_name_shards_outside_of_its_folder(folder: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "thesis.tar"
+    victim.write_bytes(b"mine")
+    index = indexes.load(folder / NAME)
+    for name in ("../thesis.tar", str(victim), "thesis.txt"):
+        outside = [indexes.Shard(name, 4, 1), *index.shards]
+        indexes.write(folder / NAME, index.rows.copy(), index.pictures.copy(), outside, index.header)
+        with pytest.raises(DataError, match="outside of its folder"):
+            repair(folder)
+    assert victim.read_bytes() == b"mine"
+
+
+def test_repair_leaves_an_index_of_the_future_and_tars_of_others_alone(folder: Path) -> None:
+    other = make_tar(folder / "other.tar", MEMBERS)
+    before = other.read_bytes()
+    (folder / NAME).unlink()
+    assert repair(folder) is not None
+    assert (folder / "other.tar.unreadable").read_bytes() == before
+    data = bytearray((folder / NAME).read_bytes())
+    data[8] = 2
+    (folder / NAME).write_bytes(data)
+    with pytest.raises(DataError, match="format_version 2"):
+        repair(folder)
+    assert (folder / NAME).read_bytes() == data
+
+
+def test_a_link_in_a_foreign_tar_is_a_bad_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GHOSTVIS_CACHE", str(tmp_path / "cache"))
+    path = make_tar(tmp_path / "linked.tar", MEMBERS)
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("x.caption", b"a cat"), ("x.jpg", None), ("x.png", MEMBERS[0][1])):
+            member = tarfile.TarInfo(name)
+            if data is None:
+                member.type, member.linkname = tarfile.SYMTYPE, "gone.jpg"
+                tar.addfile(member)
+            else:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    dataset = build(WebDataset(path=str(path), validation=0), split="train")
+    with pytest.raises(DataError, match=r"x\.jpg is no file but a link"):
+        dataset[0]
+
+
+def test_a_brace_without_its_partner_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.webdataset\.path"):
+        build(WebDataset(path="data-{000..009.tar"), split="train")

@@ -9,7 +9,7 @@ from ghostvis_plugins.types import Split
 
 def fraction(key: str) -> float:
     """A number in [0, 1) that is a pure function of ``key``."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big") / (1 << 56)
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:7], "big") / (1 << 56)
 
 
 def pick(key: str, count: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from components.datasets.config_shards import WebDataset
 from components.shards.files import UNFINISHED, UNFINISHED_HINT, shards_in
-from components.shards.foreign import RemoteShards, expand, is_remote, open_index, sample_of
+from components.shards.foreign import RemoteShards, expand, expand_braces, is_remote, open_index, sample_of
 from components.shards.index import NAME, Index, load
 from components.shards.reader import Decode, ShardDataset
 from ghostvis_plugins.errors import ConfigError, DataError, MissingError, UnavailableError
@@ -38,9 +38,7 @@ def build(config: WebDataset, *, split: Split) -> Joined | RemoteShards:
             raise ConfigError(f"dataset.webdataset.path: {remote[0]} is remote and others are not", hint="Split them.")
         if split != "train":
             raise ConfigError("a remote WebDataset has no other split than train")
-        from braceexpand import braceexpand
-
-        return RemoteShards([url for path in remote for url in braceexpand(path)], config.caption)
+        return RemoteShards([url for path in remote for url in expand_braces(path)], config.caption)
     datasets = [found for path in config.path if (found := _open(path, config, split)) is not None]
     if split == "train" and not sum(map(len, datasets)):
         others = [str(name) for name in SPLITS if any(_has_shards(Path(path) / name) for path in config.path)]
@@ -53,6 +51,7 @@ def build(config: WebDataset, *, split: Split) -> Joined | RemoteShards:
 
 def _open(path: str, config: WebDataset, split: Split) -> ShardDataset | None:
     """The samples of ``split`` under one path; None when there are none."""
+    path = str(Path(path).expanduser())
     named = [name for name in SPLITS if _has_shards(Path(path) / name)]
     if named:
         source = str(Path(path) / split) if split in named else str(Path(path) / "train")

@@ -34,6 +34,7 @@ from ghostvis_plugins.types import Conversation, Image, Sample, assistant, lengt
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "tif", "tiff", "bmp", "heic", "avif")
 CAPTIONS = ("txt", "caption", "text")
 LARGEST_TEXT = 2**24  # bytes of a text member that is read while indexing
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _REMOTE = re.compile(r"^(?:pipe:|[a-z][a-z0-9+.]*://)")
 
 
@@ -76,12 +77,20 @@ def _caption(key: str, files: Mapping[str, bytes], wanted: str | None) -> tuple[
     raise DataError(f"sample '{key}' has no caption under {where}")
 
 
-def expand(path: str) -> list[Path]:
-    """The tars that a folder, a file, or a pattern with braces or stars stands for, in order of their names."""
+def expand_braces(path: str) -> list[str]:
+    """``a-{00..02}.tar`` → three paths. Raises ConfigError for a brace without its partner."""
     from braceexpand import braceexpand
 
+    try:
+        return list(braceexpand(path))
+    except ValueError as error:
+        raise ConfigError(f"dataset.webdataset.path = {path}: {error}") from error
+
+
+def expand(path: str) -> list[Path]:
+    """The tars that a folder, a file, or a pattern with braces or stars stands for, in order of their names."""
     found: list[Path] = []
-    for pattern in braceexpand(path.removeprefix("file://")):
+    for pattern in expand_braces(str(Path(path.removeprefix("file://")).expanduser())):
         if Path(pattern).is_dir():
             found += shards_in(Path(pattern))
         elif glob.has_magic(pattern):
@@ -117,7 +126,7 @@ def open_index(tars: Sequence[Path], caption: str | None = None) -> Index:
             raise DataError(f"there is no sample in {len(tars)} tar files from {tars[0]} on")
         rows["first_picture"] = np.cumsum(rows["pictures"]) - rows["pictures"]
         indexes.write(file, rows, np.zeros(rows["pictures"].sum(), PICTURE), shards, {})
-    return indexes.load(file)
+    return indexes.load(file, elsewhere=True)
 
 
 def _table(rows: Sequence[Mapping[str, int]], shard: int) -> np.ndarray:
@@ -184,6 +193,29 @@ def _row(archive: tarfile.TarFile, group: Sequence[tarfile.TarInfo], caption: st
     return {**row, "id": indexes.id_hash(sample.id), "text_bytes": cost.text_bytes, "pictures": cost.images}
 
 
+class _Watched:
+    """A stream that remembers its end: the library takes a tar that stops anywhere between members for a whole one."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._start, self._end = stream, b"", b""
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size)
+        self._start = self._start or data[:6]
+        self._end = (self._end + data)[-BLOCK:]
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def check(self) -> None:
+        """Raise OSError for a tar without its empty blocks. A compressed one notices by itself that it is cut."""
+        while self.read(2**20):
+            pass
+        if not self._start.startswith(_COMPRESSED) and (len(self._end) < BLOCK or any(self._end)):
+            raise OSError("it has no end: the tar is cut off")
+
+
 class RemoteShards:
     """Tars behind URLs: samples in the order of the stream, one part per URL. Not a data set, but a source of one."""
 
@@ -197,17 +229,26 @@ class RemoteShards:
 
     def stream(self, part: int) -> Iterator[tuple[str, Sample | DataError]]:
         """Ids and samples of one URL, or what is wrong with them. Raises UnavailableError when the stream breaks."""
-        from webdataset.tariterators import tarfile_samples
+        from webdataset.tariterators import group_by_keys, tar_file_expander, url_opener
 
         url = self.urls[part]
+        ends: list[_Watched] = []
+
+        def watched() -> Iterator[dict[str, Any]]:
+            for source in url_opener([{"url": url}]):
+                ends.append(_Watched(source["stream"]))
+                yield {**source, "stream": ends[-1]}
+
         try:
-            for files in tarfile_samples([{"url": url}]):
+            for files in group_by_keys(tar_file_expander(watched())):
                 key = files["__key__"]
                 try:
                     found = {name: data for name, data in files.items() if not name.startswith("__")}
                     yield key, sample_of(key, found, self.caption)
                 except DataError as error:
                     yield key, error
+            for end in ends:
+                end.check()
         except (OSError, ValueError, tarfile.TarError) as error:
             reason = str(error.args[0] if error.args else error)
             raise UnavailableError(

@@ -62,9 +62,13 @@ DOCUMENT = 1  # flag: a text, not a conversation
 UNCHECKED = 2  # flag: crc, and sizes of pictures, are not known
 
 
+class DamagedIndex(DataError):
+    """An index that is missing or not what was written, so that nothing is lost by making it anew."""
+
+
 def id_hash(id: str) -> int:
     """The 64 bits of an id that are kept."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(id.encode(errors="surrogateescape")).digest()[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,12 @@ def write(
             handle.write(piece)
 
 
-def load(file: Path) -> Index:
-    """Map an index into memory. Raises DataError for one that is cut, damaged, or of another version."""
+def load(file: Path, *, elsewhere: bool = False) -> Index:
+    """Map an index into memory. Raises DataError for one that is cut, damaged, or of another version.
+
+    Its shards lie beside it, and a name that says otherwise is refused, since repairing rewrites shards; only an index
+    that was made here for tars ``elsewhere`` names them by their whole paths.
+    """
     damaged = f"{file}: the index is damaged"
     hint = "`ghostvis data repair FOLDER` makes it anew from the shards."
     try:
@@ -118,7 +126,7 @@ def load(file: Path) -> Index:
         with file.open("rb") as handle:
             start = handle.read(_PRELUDE.size)
             if len(start) < _PRELUDE.size or start[: len(MAGIC)] != MAGIC:
-                raise DataError(f"{damaged}: it does not begin as one", hint=hint)
+                raise DamagedIndex(f"{damaged}: it does not begin as one", hint=hint)
             _, version, length, checksum, _, samples, pictures = _PRELUDE.unpack(start)
             if version != FORMAT_VERSION:
                 raise DataError(
@@ -129,14 +137,17 @@ def load(file: Path) -> Index:
             pictures_at = rows_at + samples * ROW.itemsize
             end = pictures_at + pictures * PICTURE.itemsize
             if size != end:
-                raise DataError(f"{damaged}: {size:,} bytes, and it says {end:,}", hint=hint)
+                raise DamagedIndex(f"{damaged}: {size:,} bytes, and it says {end:,}", hint=hint)
             text = handle.read(length)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     if zlib.crc32(text) != checksum:
-        raise DataError(f"{damaged}: its header has another checksum", hint=hint)
+        raise DamagedIndex(f"{damaged}: its header has another checksum", hint=hint)
     header = json.loads(text)
     shards = tuple(Shard(**shard) for shard in header.pop("shards"))
+    for shard in shards:
+        if not elsewhere and (Path(shard.name).name != shard.name or not shard.name.endswith(".tar")):
+            raise DataError(f"{file}: names a shard outside of its folder: {shard.name!r}")
     data = np.asarray(np.memmap(file, mode="r"))
     return Index(file, header, shards, data[rows_at:pictures_at].view(ROW), data[pictures_at:].view(PICTURE))
 
@@ -146,7 +157,7 @@ def check_tables(index: Index) -> None:
     with index.file.open("rb") as handle:
         checksum = _PRELUDE.unpack(handle.read(_PRELUDE.size))[4]
     if zlib.crc32(index.pictures.tobytes(), zlib.crc32(index.rows.tobytes())) != checksum:
-        raise DataError(f"{index.file}: the index is damaged: its rows have another checksum")
+        raise DamagedIndex(f"{index.file}: the index is damaged: its rows have another checksum")
 
 
 def check_sizes(index: Index) -> None:

@@ -195,6 +195,8 @@ def unpack(data: bytes) -> dict[str, bytes]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
+                if not member.isreg():
+                    raise DataError(f"its member {member.name} is no file but a link or a folder")
                 handle = tar.extractfile(member)
                 files[member.name] = handle.read() if handle is not None else b""
                 if len(files[member.name]) != member.size:

@@ -21,7 +21,7 @@ import numpy as np
 
 from components.shards import index as indexes
 from components.shards.files import PARTIAL, UNFINISHED, UNFINISHED_HINT, published, shards_in
-from components.shards.index import NAME, Index, Shard, id_hash, size_problem
+from components.shards.index import NAME, DamagedIndex, Index, Shard, id_hash, size_problem
 from components.shards.record import decode, split_name, unpack
 from components.shards.writer import END, RECORD, Packed, ShardWriter, join, prepare, write_shard
 from components.tokenizers import Tokenizer
@@ -103,7 +103,7 @@ def _open(folder: Path) -> Index:
     if not file.is_file() and (folder / UNFINISHED).is_dir():
         raise DataError(f"{folder}: is not finished. {UNFINISHED_HINT}")
     if not file.is_file():
-        raise DataError(f"{file}: the index is missing")
+        raise DamagedIndex(f"{file}: the index is missing")
     index = indexes.load(file)
     indexes.check_tables(index)
     return index
@@ -190,7 +190,7 @@ def repair(folder: Path, tokenizer: Tokenizer | None = None) -> Repaired | None:
         stray.unlink()
     try:
         index = _open(folder)
-    except DataError as error:
+    except DamagedIndex as error:
         return _rebuild(folder, error, tokenizer, result)
     bad = [number for number in range(len(index.shards)) if _shard_damage(index, number)]
     if not bad and not _leftovers(folder, index):
@@ -278,8 +278,8 @@ def _publish(folder: Path, parts: Sequence[Part], header: Mapping[str, object], 
 def note(folder: Path, lost: Iterable[Damage], *, add: bool = True) -> None:
     """Write samples that were left out to the folder's ledger, or ``add`` them to those that are there."""
     file = folder / LEDGER
-    old = dict.fromkeys(file.read_text(encoding="utf-8").splitlines()) if add and file.is_file() else {}
-    new = [json.dumps({"source": bad.file, "id": bad.id, "reason": bad.reason}, ensure_ascii=False) for bad in lost]
+    old = dict.fromkeys(file.read_text(encoding="utf-8").split("\n")[:-1]) if add and file.is_file() else {}
+    new = [json.dumps({"source": bad.file, "id": bad.id, "reason": bad.reason}) for bad in lost]
     with published(file) as handle:
         lines = [*old, *(line for line in new if line not in old)]
         handle.write("".join(f"{line}\n" for line in lines).encode())
@@ -291,7 +291,7 @@ def _rebuild(folder: Path, error: DataError, tokenizer: Tokenizer | None, result
 
     result.rewritten.append(NAME)
     parts: list[Part] = []
-    damaged: list[Path] = []
+    damaged: list[tuple[Path, bool]] = []
     for tar in shards_in(folder):
         packed: list[Packed] = []
         broken = False
@@ -309,7 +309,7 @@ def _rebuild(folder: Path, error: DataError, tokenizer: Tokenizer | None, result
                 result.lost.append(Damage(tar.name, "", problem.message))
                 broken = True
         if broken:
-            damaged.append(tar)
+            damaged.append((tar, bool(packed)))
             result.rewritten.append(tar.name)
             if (part := write_shard(folder / _next_name(tar.name), packed)) is not None:
                 parts.append(part)
@@ -322,8 +322,11 @@ def _rebuild(folder: Path, error: DataError, tokenizer: Tokenizer | None, result
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
     }
     _publish(folder, parts, header, result)
-    for tar in damaged:
-        tar.unlink(missing_ok=True)
+    for tar, kept in damaged:
+        if kept:
+            tar.unlink(missing_ok=True)
+        else:  # nothing of it is anywhere else, and it may never have been ours
+            tar.rename(tar.with_name(f"{tar.name}.unreadable"))
     return result
 
 

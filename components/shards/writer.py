@@ -13,12 +13,13 @@ import numpy as np
 
 from components.images import decode
 from components.rendering import render
+from components.samples import check_learnable
 from components.shards.files import published
 from components.shards.index import DOCUMENT, PICTURE, ROW, Shard, id_hash
 from components.shards.record import BLOCK, pack
 from components.tokenizers import Tokenizer
 from ghostvis_plugins.errors import DataError
-from ghostvis_plugins.types import Conversation, Document, Sample, Text, length_of
+from ghostvis_plugins.types import Conversation, Document, Sample, length_of
 
 MOST_PICTURES = np.iinfo(np.uint16).max
 LARGEST = np.iinfo(np.uint32).max  # bytes of one sample
@@ -35,25 +36,12 @@ class Packed:
     pictures: list[tuple[int, int]]  # width and height
 
 
-def check(sample: Sample) -> None:
-    """Raise DataError for a sample from which nothing can be learnt."""
-    if isinstance(sample, Document):
-        if not sample.text.strip():
-            raise DataError("the text is empty")
-        return
-    answers = [message for message in sample.messages if message.role == "assistant"]
-    if not answers:
-        raise DataError("nothing to learn from: no assistant message")
-    if not any(not isinstance(part, Text) or part.text.strip() for message in answers for part in message.parts):
-        raise DataError("nothing to learn from: the answer is empty")
-
-
 def prepare(sample: Sample, tokenizer: Tokenizer | None = None) -> Packed:
     """Check a sample, decode its pictures, count its tokens, and pack it.
 
     Raises DataError for whatever would be an unusable sample in training.
     """
-    check(sample)
+    check_learnable(sample)
     data = pack(sample)
     images = sample.images if isinstance(sample, Conversation) else ()
     if len(images) > MOST_PICTURES or len(data) > LARGEST:
