@@ -173,6 +173,18 @@ def _vocabulary(folder: Path) -> int | None:
     return size if type(size) is int and size > 0 else None
 
 
+class MidConfig(TrainConfig):
+    """Go on with a trained model, on a mixture of texts, conversations and problems."""
+
+    kinds: ClassVar[tuple[str, ...]] = TEXT_KINDS
+
+    train: dict[str, float] = Field(
+        {"resampler": 3e-4, "projector": 3e-4, "backbone": 3e-4},
+        description=f"{TrainConfig.model_fields['train'].description} Of a model without a vision path, only the "
+        "language model's paths count.",
+    )
+
+
 class AlignConfig(TrainConfig):
     """Teach the resampler and the projector to speak the language model's language."""
 
@@ -185,7 +197,7 @@ class AlignConfig(TrainConfig):
 
 
 class SFTConfig(TrainConfig):
-    """Teach the whole model, but not its encoder, to answer."""
+    """Teach the whole model, or its last layers, but not its encoder, to answer."""
 
     train: dict[str, float] = Field(
         {"resampler": 1e-3, "projector": 1e-3, "backbone": 1e-3},

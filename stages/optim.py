@@ -2,8 +2,8 @@
 
 ``stage.train`` maps module paths to learning rates. The longest path that a parameter's name starts with wins (of
 equally long ones that with fewer patterns, then the last); what no path matches is frozen. A part of a path may be
-``*``, any module, or a slice of a list of modules: ``backbone.layers.-4:`` are the last four layers. Weight decay goes to
-matrices only: not to norms, biases, embeddings or latents.
+``*``, any module, or a slice of a list of modules: ``backbone.layers.-4:`` are the last four layers. Weight decay goes
+to matrices only: not to norms, biases, embeddings or latents.
 """
 
 from __future__ import annotations
