@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ghostvis_plugins.explain import show
-from ghostvis_plugins.layers import flatten
-
 from . import options as o
 from .output import emit_json, examples, note, note_left_out, table
 from .session import registry
@@ -103,6 +100,9 @@ def train(
 
 def derived_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
     """Key, value and origin of all that the stage's dial implies; what was said otherwise has an origin of its own."""
+    from ghostvis_plugins.explain import show
+    from ghostvis_plugins.layers import flatten
+
     dial = f"stage.depth = {resolved.values['stage'].get('depth')} "
     rows = [key for key, said in resolved.history.items() if any(origin.startswith(dial) for origin, _ in said)]
     values = dict(flatten(resolved.values))

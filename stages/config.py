@@ -28,6 +28,15 @@ class TokenizerConfig(BaseModel):
 
     vocab_size: int = Field(4096, ge=264, description="Ids in all: bytes, merges and control tokens.")
     max_samples: int = Field(200_000, ge=1, description="Samples read from each data set, in shuffled order.")
+    max_bad_fraction: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Unusable samples, as a share of all training samples, above which the stage stops.",
+    )
+    eval_samples: int = Field(
+        256, ge=0, description="Held-out samples of each data set on which the report measures compression."
+    )
 
 
 class TrainConfig(BaseModel):
