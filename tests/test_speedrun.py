@@ -101,7 +101,7 @@ def test_a_speedrun_goes_on_from_wherever_it_was_killed(tmp_path: Path) -> None:
             file.write_text(text + (SHARED if name != "1-words" else "") + DATA)
     runs = tmp_path / "killed/runs"
     kill_when(start(tmp_path / "killed"), runs / "own-1-words/model/config.json")
-    kill_when(start(tmp_path / "killed"), runs / "own-2-text/checkpoints/latest")
+    kill_when(start(tmp_path / "killed"), runs / "own-2-text/checkpoints/step_2")
     kill_when(start(tmp_path / "killed"), runs / "own-3-mid/resolved.json")
     for folder in ("killed", "whole"):
         process = start(tmp_path / folder)
