@@ -28,6 +28,7 @@ def register(parent: typer.Typer) -> None:
 )
 def show(
     stage: o.Stage = None,
+    depth: o.Depth = None,
     recipe: o.Recipe = None,
     set: o.Set = None,
     encoder: o.Encoder = None,
@@ -41,6 +42,7 @@ def show(
     """Every value of the run that these flags, the environment and the files make."""
     flags = {
         "stage": stage,
+        "depth": depth,
         "encoder": encoder,
         "resampler": resampler,
         "projector": projector,
@@ -60,18 +62,20 @@ def show(
 
 @app.command(
     epilog=examples(
-        "ghostvis config explain stage --recipe cpu/3-align", "ghostvis config explain seed --set seed=3 --json"
+        "ghostvis config explain stage --stage pretrain --depth 12", "ghostvis config explain seed --set seed=3 --json"
     )
 )
 def explain(
     key: Annotated[str, typer.Argument(help="Dotted key or table; default: every value that is set somewhere.")] = "",
     stage: o.Stage = None,
+    depth: o.Depth = None,
     recipe: o.Recipe = None,
     set: o.Set = None,
+    from_: o.From = None,
     json: o.Json = False,
 ) -> None:
     """Value, origin, type and meaning of keys, and the values that were overridden."""
-    resolved = _resolve({"stage": stage}, set, recipe)
+    resolved = _resolve({"stage": stage, "depth": depth, "from": from_}, set, recipe)
     from ghostvis_plugins.layers import flatten
 
     values = dict(flatten(resolved.values))

@@ -44,6 +44,15 @@ def _component(kind: str, text: str) -> Any:
 
 
 Stage = Annotated[str | None, _component("stage", "What to run.")]
+Depth = Annotated[
+    int | None,
+    typer.Option(
+        "--depth",
+        help="Layers of a gpt to pretrain; width, batch, rates and steps follow.",
+        metavar="N",
+        rich_help_panel=_RECIPE,
+    ),
+]
 Encoder = Annotated[str | None, _component("encoder", "Vision encoder; none for text only.")]
 Resampler = Annotated[str | None, _component("resampler", "Turns image features into fewer vectors.")]
 Projector = Annotated[str | None, _component("projector", "Maps image vectors to the backbone's width.")]

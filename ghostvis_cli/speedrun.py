@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options as o
-from .output import emit_json, examples, note
+from .output import emit_json, examples, note, table
 from .session import registry
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def speedrun(
         int | None,
         typer.Option("--eval-limit", help="Documents per task evaluated; default: all.", metavar="N"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages; start nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show and check the stages; start nothing.")] = False,
     json: o.Json = False,
 ) -> None:
     """Train, evaluate and describe a vision-language model: tokenizer, text, alignment, instructions."""
@@ -77,14 +77,28 @@ def speedrun(
         )
     prefix = name or preset
     if dry_run:
-        if json:
-            emit_json(preset=preset, stages=known[preset])
-        else:
-            print("\n".join(f"{recipe}  →  runs/{_run_name(prefix, recipe)}" for recipe in known[preset]))
+        _show(preset, prefix, known[preset], json)
         return
     result = _run(prefix, known[preset], {"seed": seed, "device": device}, nproc, eval_limit)
     if json:
         emit_json(**result)
+
+
+def _show(preset: str, prefix: str, recipes: list[str], json: bool) -> None:
+    """The stages in order, each resolved and its model put together; no data is needed."""
+    from .rehearsal import HEADERS, UTILISATION, cards_of, cells, rehearse
+
+    cards = cards_of(preset)
+    rows = rehearse(recipes, cards)
+    if json:
+        emit_json(preset=preset, stages=recipes, plan=rows)
+        return
+    table(HEADERS, [cells(row, _run_name(prefix, row["recipe"])) for row in rows])
+    if cards:
+        note(
+            f"time: {cards} × H100 at {UTILISATION:.0%} of its peak, which is assumed; without tokenizer, data, "
+            "validation, checkpoints and evaluation"
+        )
 
 
 def _run_name(prefix: str, recipe: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options as o
-from .output import emit_json, examples, note, note_left_out
+from .output import emit_json, examples, note, note_left_out, table
 from .session import registry
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     stage: o.Stage = None,
+    depth: o.Depth = None,
     recipe: o.Recipe = None,
     set: o.Set = None,
     encoder: o.Encoder = None,
@@ -55,13 +57,14 @@ def train(
     ] = False,
     json: o.Json = False,
 ) -> None:
-    """Run one stage: tokenizer, pretrain, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
+    """Run one stage: tokenizer, pretrain, mid, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
     from ghostvis_plugins.config import resolve
 
     from .launch import count_processes, prepare, start, torchrun_command
 
     flags: dict[str, Any] = {
         "stage": stage,
+        "depth": depth,
         "encoder": encoder,
         "resampler": resampler,
         "projector": projector,
@@ -77,12 +80,15 @@ def train(
     processes = count_processes(nproc)
     resolved = resolve(registry=registry(), flags=flags, sets=set or (), recipes=recipe or (), argv=sys.argv)
     note_left_out(resolved)
-    estimate = check(resolved)
+    derived = derived_rows(resolved)
+    if derived and not json:
+        table(("key", "value", "from"), derived)
+    estimate = check(resolved, _vocab_size(resolved, dry_run))
     if json:
         emit_json(run=resolved.values, plan=estimate)
     if dry_run:
         if not json and estimate:
-            print(_plan_text(estimate))
+            print(plan_text(estimate))
         note("dry run: nothing was started")
         return
     run_dir = prepare(resolved, resume=resume)
@@ -92,17 +98,34 @@ def train(
     start(run_dir, nproc=processes, resume=resume)
 
 
-def check(resolved: Resolved) -> dict[str, Any]:
-    """Shapes and costs of the run's model on the meta device; empty for a stage without a model."""
-    if "backbone" not in resolved.values:
+def derived_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
+    """Key, value and origin of all that the stage's dial implies; what was said otherwise has an origin of its own."""
+    from ghostvis_plugins.explain import show
+    from ghostvis_plugins.layers import flatten
+
+    dial = f"stage.depth = {resolved.values['stage'].get('depth')} "
+    rows = [key for key, said in resolved.history.items() if any(origin.startswith(dial) for origin, _ in said)]
+    values = dict(flatten(resolved.values))
+    return [(key, show(values[key]), resolved.origins[key]) for key in rows if key in values]
+
+
+def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
+    """Shapes and costs of the run's model on the meta device; empty for a stage without a model (no vocabulary).
+
+    Of text every token is a target; of conversations about pictures a quarter is assumed to be.
+    """
+    if vocab_size is None:
         return {}
     from components.planning import plan
 
     stage = resolved.values["stage"]
-    made = plan(resolved.values, registry(), _vocab_size(resolved), origins=resolved.origins)
+    values = {**resolved.values, **_kept_parts(resolved.values)}
+    made = plan(values, registry(), vocab_size, origins=resolved.origins)
     trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
+    trained = {part.kind for part in made.parts if part.kind != "head" and ("*" in trained or part.kind in trained)}
     images = stage["batch_tokens"] // (2 * made.tokens_per_image) if made.tokens_per_image else 0
-    work = {"tokens": stage["batch_tokens"], "images": images, "targets": stage["batch_tokens"] // 4}
+    targets = stage["batch_tokens"] // 4 if images else stage["batch_tokens"]
+    work = {"tokens": stage["batch_tokens"], "images": images, "targets": targets}
     micro = min(1.0, stage["micro_tokens"] / stage["batch_tokens"])
     return {
         **made.to_json(),
@@ -115,10 +138,28 @@ def check(resolved: Resolved) -> dict[str, Any]:
     }
 
 
-def _vocab_size(resolved: Resolved) -> int:
-    """The vocabulary that the run starts with. Raises ConfigError, MissingError, UnavailableError."""
+def _kept_parts(values: dict[str, Any]) -> dict[str, Any]:
+    """The vision path of the model that a run of the stage ``mid`` starts from: it stays, and trains."""
+    if values["stage"]["name"] != "mid" or not values.get("from"):
+        return {}
+    from stages.start import components_at
+
+    return {kind: table for kind, table in components_at(Path(values["from"])).items() if kind != "backbone"}
+
+
+def _vocab_size(resolved: Resolved, dry_run: bool) -> int | None:
+    """The vocabulary that the run starts with, None for a stage without a model.
+
+    A dry run from scratch does without a tokenizer. Raises ConfigError, MissingError, UnavailableError.
+    """
+    if "backbone" not in resolved.values:
+        return None
+    from stages.depth import VOCABULARY
     from stages.start import first_tokenizer
 
+    if dry_run and not resolved.values["from"] and resolved.values["stage"].get("depth"):
+        note(f"no tokenizer is given with --from: {VOCABULARY:,} token ids are assumed")
+        return VOCABULARY
     return first_tokenizer(resolved.values, registry()).vocab_size
 
 
@@ -139,7 +180,7 @@ def _seconds(step_flops: int, steps: int | None) -> float | None:
     return round(steps * step_flops / (rate / 2), 1)
 
 
-def _plan_text(estimate: dict[str, Any]) -> str:
+def plan_text(estimate: dict[str, Any]) -> str:
     lines = []
     for part in estimate["parts"]:
         state = "trained" if part["kind"].replace("head", "backbone") in estimate["trained"] else "frozen"

@@ -6,6 +6,7 @@ model. A discriminated union over all plugins would import every plugin's model 
 
 Precedence, highest first: flags and ``--set``, environment, recipes (the last ``--recipe`` first, each before what it
 extends), the model given by ``from``, ``plugins.toml`` (project, user, packaged), defaults of the component's model.
+A stage may have a dial: right beneath the layer that turns it stands a layer of what the stage derives from it.
 **Choosing another component drops what lower layers say about the former one**, since it was said about that one.
 
 This module imports ``pydantic_settings`` (hundreds of milliseconds): import it inside commands only.
@@ -144,6 +145,7 @@ def resolve(
     layers += [defaults_layer(layer.origin, layer.defaults) for layer in registry.settings.layers]
 
     layers = _drop_other_choices(layers)
+    layers = _derive(layers, registry, cwd)
     layers = _insert_options(layers, registry.settings)
     run = _merge(layers)
     resolved = _collect(run, layers, registry, argv, cwd)
@@ -269,6 +271,34 @@ def _drop_other_choices(layers: list[Layer]) -> list[Layer]:
         elif layer.datasets is not None:
             allowed = set(tables or ())
     return kept
+
+
+def _derive(layers: list[Layer], registry: Registry, cwd: Path) -> list[Layer]:
+    """Insert what the stage's dial implies, where its config model has one.
+
+    That is an attribute ``dial``, the name of an option of the stage, and a method ``derive(run, above, cwd)``, which
+    returns an origin and values in the shape of a recipe, or None. ``run`` is what all layers say, ``above`` what the
+    dial's layer and higher ones say.
+    """
+    name = next((stage for layer in layers if (stage := layer.data.get("stage", {}).get("name"))), None)
+    if name not in registry.names("stage"):
+        return layers  # missing or unknown, which is said later
+    config = registry.get("stage", name).load_config()
+    dial = getattr(config, "dial", None)
+    places = (n for n, layer in enumerate(layers) if layer.data.get("stage", {}).get(dial) is not None)
+    place = next(places, None) if dial else None
+    if place is None:
+        return layers
+    run: dict[str, Any] = {}
+    above: dict[str, Any] = {}
+    for layer in reversed(layers):
+        _update(run, layer.data)
+    for layer in reversed(layers[: place + 1]):
+        _update(above, layer.data)
+    derived = config.derive(run, above, cwd)  # type: ignore[attr-defined]  # where there is a dial, there is this
+    if derived is None:
+        return layers
+    return _drop_other_choices([*layers[: place + 1], Layer(*derived), *layers[place + 1 :]])
 
 
 def _insert_options(layers: list[Layer], settings: PluginSettings) -> list[Layer]:

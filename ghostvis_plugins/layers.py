@@ -26,6 +26,8 @@ CHOICES = ("stage", "encoder", "resampler", "projector", "backbone", "optimizer"
 TEXT_KEYS = ("name", "from", "device", "dtype")
 PLAIN_KEYS = (*TEXT_KEYS, "seed", "threads")
 TOP_KEYS = (*CHOICES, *PLAIN_KEYS, "dataset")
+FLAGS = {"depth": "stage.depth"}
+"""Flags that are called otherwise than the key they set."""
 NONE = "none"
 """The name that says: no component of this kind."""
 
@@ -67,7 +69,7 @@ def command_line_layer(flags: Mapping[str, Any], sets: Sequence[str]) -> Layer:
     origins: dict[str, str] = {}
     for key, value in flags.items():
         if value is not None and value != []:
-            name = _choice_key(key)
+            name = FLAGS.get(key) or _choice_key(key)
             dotted[name], origins[name] = value, f"--{key}"
     given = {key: show(value) for key, value in dotted.items()}
     for text in sets:

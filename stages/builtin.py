@@ -22,6 +22,12 @@ def ghostvis_components() -> Iterator[ComponentSpec]:
         summary="train the language model on text",
     )
     yield stage(
+        "mid",
+        config="stages.config:MidConfig",
+        build="stages.mid:build",
+        summary="go on with a model on texts, conversations, problems",
+    )
+    yield stage(
         "align",
         config="stages.config:AlignConfig",
         build="stages.align:build",

@@ -5,9 +5,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ghostvis_plugins.errors import ConfigError
+
+from .depth import RATIO, VOCABULARY, values_of_depth
 
 TEXT_KINDS = ("backbone", "dataset", "optimizer", "tracker", "engine")
 VISION_KINDS = ("encoder", "resampler", "projector", *TEXT_KINDS)
@@ -21,6 +28,15 @@ class TokenizerConfig(BaseModel):
 
     vocab_size: int = Field(4096, ge=264, description="Ids in all: bytes, merges and control tokens.")
     max_samples: int = Field(200_000, ge=1, description="Samples read from each data set, in shuffled order.")
+    max_bad_fraction: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Unusable samples, as a share of all training samples, above which the stage stops.",
+    )
+    eval_samples: int = Field(
+        256, ge=0, description="Held-out samples of each data set on which the report measures compression."
+    )
 
 
 class TrainConfig(BaseModel):
@@ -64,7 +80,8 @@ class TrainConfig(BaseModel):
     )
     train: dict[str, float] = Field(
         default_factory=dict,
-        description="Learning rate per module path; the longest matching path wins, 0 freezes, and so does no match.",
+        description="Learning rate per module path; the longest matching path wins, 0 freezes, and so does no match. "
+        'In a path * is any module, and -4: the last four of a list: "backbone.layers.-4:".',
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="Learning rate after the warm-up; wsd is constant with a linear end."
@@ -115,8 +132,66 @@ class PretrainConfig(TrainConfig):
     """Train the language model on text."""
 
     kinds: ClassVar[tuple[str, ...]] = TEXT_KINDS
+    dial: ClassVar[str] = "depth"
 
+    depth: int | None = Field(
+        None,
+        ge=1,
+        le=128,
+        description="The one dial of a gpt from scratch: shape, batch, learning rates, decay and steps follow from it, "
+        "beneath what is said otherwise.",
+    )
+    ratio: float = Field(RATIO, gt=0, description="With depth: tokens for each weight of the blocks and the head.")
     train: dict[str, float] = Field({"backbone": 3e-3}, description=TrainConfig.model_fields["train"].description)
+
+    @classmethod
+    def derive(cls, run: Mapping[str, Any], above: Mapping[str, Any], cwd: Path) -> tuple[str, dict[str, Any]] | None:
+        """What ``stage.depth`` implies, and what it is called as an origin (see ``ghostvis_plugins.config``).
+
+        ``above`` is what layers from the dial's own upwards say; it decides which of two contradicting ways to say a
+        thing is meant. None for values that the stage's own model is going to refuse.
+        """
+        stage = run["stage"]
+        depth, ratio = stage["depth"], stage.get("ratio", RATIO)
+        if type(depth) is not int or not 1 <= depth <= 128 or type(ratio) not in (int, float) or ratio <= 0:
+            return None
+        backbone = above.get("backbone", {}).get("name", "gpt")
+        if backbone != "gpt":
+            raise ConfigError(
+                f"stage.depth = {depth} is the dial of the backbone 'gpt', and '{backbone}' is chosen",
+                hint="leave one of them out",
+            )
+        vocab_size = _vocabulary(cwd / run["from"]) if isinstance(run.get("from"), str) else None
+        values = values_of_depth(depth, vocab_size or VOCABULARY, ratio)
+        own, said = values["stage"], above.get("stage", {})
+        if said.get("epochs") is not None:
+            del own["steps"]
+        tables = said.get("train")
+        for path in list(own["train"]) if isinstance(tables, Mapping) else ():
+            if any(path.startswith(f"{wider}.") for wider in tables or ()):
+                del own["train"][path]  # or the wider path, which was meant, would match nothing
+        return f"stage.depth = {depth} with {vocab_size or VOCABULARY:,} token ids", values
+
+
+def _vocabulary(folder: Path) -> int | None:
+    """Token ids of a tokenizer or model directory; None where it does not say, which its reader explains later."""
+    try:
+        size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return size if type(size) is int and size > 0 else None
+
+
+class MidConfig(TrainConfig):
+    """Go on with a trained model, on a mixture of texts, conversations and problems."""
+
+    kinds: ClassVar[tuple[str, ...]] = TEXT_KINDS
+
+    train: dict[str, float] = Field(
+        {"resampler": 3e-4, "projector": 3e-4, "backbone": 3e-4},
+        description=f"{TrainConfig.model_fields['train'].description} Of a model without a vision path, only the "
+        "language model's paths count.",
+    )
 
 
 class AlignConfig(TrainConfig):
@@ -131,7 +206,7 @@ class AlignConfig(TrainConfig):
 
 
 class SFTConfig(TrainConfig):
-    """Teach the whole model, but not its encoder, to answer."""
+    """Teach the whole model, or its last layers, but not its encoder, to answer."""
 
     train: dict[str, float] = Field(
         {"resampler": 1e-3, "projector": 1e-3, "backbone": 1e-3},

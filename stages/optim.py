@@ -1,13 +1,16 @@
 """What trains, how fast, and on which schedule: data from the recipe, applied to a model.
 
-``stage.train`` maps module paths to learning rates. The longest path that a parameter's name starts with wins;
-what no path matches is frozen. Weight decay goes to matrices only: not to norms, biases, embeddings or latents.
+``stage.train`` maps module paths to learning rates. The longest path that a parameter's name starts with wins (of
+equally long ones that with fewer patterns, then the last); what no path matches is frozen. A part of a path may be
+``*``, any module, or a slice of a list of modules: ``backbone.layers.-4:`` are the last four layers. Weight decay goes
+to matrices only: not to norms, biases, embeddings or latents.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 from ghostvis_plugins.errors import ConfigError, did_you_mean
 
 from .config import TrainConfig
+
+SLICE = re.compile(r"(-?\d*):(-?\d*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,10 @@ def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
     A module without parameters may be named; it is a line with none. Raises ConfigError for a path that names
     nothing in the model, and when nothing is left to train.
     """
+    table = counted(model, table)
     known = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
     for path in table:
-        if path not in known:
+        if path not in known and not any(_covers(path, name) for name in known):
             raise ConfigError(
                 f"stage.train: the model has no '{path}'.{did_you_mean(path, known)}",
                 hint=f"its parts are {', '.join(child for child, _ in model.named_children())}",
@@ -59,13 +65,53 @@ def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
     return [Row(path, rate, count) for (path, rate), count in counts.items()]
 
 
+def counted(model: nn.Module, table: Mapping[str, float]) -> dict[str, float]:
+    """``table`` with every slice counted from the start of its list: ``layers.-4:`` of 24 becomes ``layers.20:24``."""
+    found: dict[str, float] = {}
+    for path, rate in table.items():
+        parts = path.split(".")
+        at = next((n for n, part in enumerate(parts) if SLICE.fullmatch(part)), None)
+        if at is None:
+            found[path] = rate
+            continue
+        lists = [
+            (name, len(module))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList | nn.Sequential)
+            and name.count(".") + 1 == at
+            and _covers(".".join(parts[:at]), name)
+        ]
+        if not lists:
+            raise ConfigError(f"stage.train: '{path}' counts modules, and the model has no list of them there")
+        for name, length in lists:
+            start, stop, _ = slice(*(int(n) if n else None for n in parts[at].split(":"))).indices(length)
+            if start >= stop:
+                raise ConfigError(f"stage.train: '{path}' is none of the {length} modules of '{name}'")
+            found[".".join([name, f"{start}:{stop}", *parts[at + 1 :]])] = rate
+    return found
+
+
 def match(table: Mapping[str, float], name: str) -> str | None:
-    """The longest path of ``table`` that covers the parameter ``name``."""
-    return max((path for path in table if _covers(path, name)), key=len, default=None)
+    """The longest path of ``table`` (see :func:`counted`) that covers the parameter ``name``."""
+    covering = [path for path in table if _covers(path, name)]
+    return max(reversed(covering), key=_precision, default=None)
 
 
 def _covers(path: str, name: str) -> bool:
-    return name == path or name.startswith(f"{path}.")
+    parts, names = path.split("."), name.split(".")
+    return len(parts) <= len(names) and all(map(_is, parts, names))
+
+
+def _is(part: str, name: str) -> bool:
+    if part in ("*", name):
+        return True
+    numbers = SLICE.fullmatch(part)
+    return bool(numbers and name.isdigit() and int(numbers[1]) <= int(name) < int(numbers[2]))
+
+
+def _precision(path: str) -> tuple[int, int]:
+    parts = path.split(".")
+    return len(parts), sum(part != "*" and not SLICE.fullmatch(part) for part in parts)
 
 
 def format_table(rows: Iterable[Row]) -> str:
@@ -119,6 +165,7 @@ def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[
     ``peak_lr`` is the rate that the schedule scales; ``names`` are those of ``params``, for optimizers that treat
     modules differently.
     """
+    table = counted(model, table)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

@@ -42,6 +42,15 @@ def is_tokenizer(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("architecture") == TOKENIZER_ARCHITECTURE
 
 
+def components_at(folder: Path) -> dict[str, Any]:
+    """The table of each part of the model in a directory, without loading it; nothing where there is no model."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {part: config["components"][part] for part in PARTS if config["components"].get(part)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}  # as above
+
+
 def open_start(context: RunContext, *, vision: bool) -> Start:
     """The model of a run, as its ``from`` and its components say.
 

@@ -1,4 +1,4 @@
-"""A supervised training run from start to end: what `pretrain`, `align` and `sft` share.
+"""A supervised training run from start to end: what `pretrain`, `mid`, `align` and `sft` share.
 
 Open the starting point, freeze by the table, build the data, train, prove that frozen parts did not move, export.
 """

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from components.optimizers.adamw import build
@@ -68,11 +70,52 @@ def test_the_table_decides_what_trains() -> None:
     assert f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} of" in text
 
 
+def test_paths_may_be_patterns() -> None:
+    model = Toy()
+    rows = apply_table(model, {"backbone.layers.-4:": 1e-3, "backbone.layers.9:10": 0.0, "*.norm": 2e-3})
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    layers = {f"backbone.layers.{n}.{kind}" for n in (7, 8, 10) for kind in ("weight", "bias")}
+    assert trained == layers | {"resampler.norm.weight", "resampler.norm.bias"}
+    text = format_table(rows)
+    assert "backbone.layers.7:11          0.001            60" in text
+    assert "backbone.layers.9:10         frozen            20" in text
+    everything = apply_table(model, {"*": 1e-3, "encoder": 0.0})
+    assert {row.path for row in everything if row.lr} == {"*"}
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"backbone", "resampler"}
+
+
+@given(length=st.integers(1, 30), start=st.integers(-40, 40) | st.none(), stop=st.integers(-40, 40) | st.none())
+def test_a_slice_of_layers_is_a_slice(length: int, start: int | None, stop: int | None) -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Linear(1, 1, bias=False) for _ in range(length))
+    path = f"layers.{'' if start is None else start}:{'' if stop is None else stop}"
+    meant = [f"layers.{n}.weight" for n in range(length)][start:stop]
+    if not meant:
+        with pytest.raises(ConfigError, match=f"none of the {length} modules"):
+            apply_table(model, {path: 1.0})
+        return
+    apply_table(model, {path: 1.0})
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == meant
+    assert [name for group in parameter_groups(model, {path: 1.0}) for name in group["names"]] == meant
+
+
+def test_the_more_precise_of_equally_long_paths_wins() -> None:
+    table = {"a.*.w": 1.0, "a.1.w": 2.0, "a.0:2.w": 3.0, "a": 4.0}
+    assert match(table, "a.1.w") == "a.1.w"
+    assert match(table, "a.0.w") == "a.0:2.w"  # the last
+    assert match(table, "a.5.w") == "a.*.w"
+    assert match(table, "a.5.b") == "a"
+
+
 def test_unknown_paths_are_named() -> None:
     with pytest.raises(ConfigError, match=r"no 'resamplr'\. Did you mean 'resampler'"):
         apply_table(Toy(), {"resamplr": 1e-3})
     with pytest.raises(ConfigError, match=r"no 'backbone\.layers\.11'"):
         apply_table(Toy(), {"backbone.layers.11": 1e-3})
+    with pytest.raises(ConfigError, match="no list of them"):
+        apply_table(Toy(), {"resampler.-1:": 1e-3})
+    with pytest.raises(ConfigError, match=r"no '\*\.nrm'"):
+        apply_table(Toy(), {"*.nrm": 1e-3})
     with pytest.raises(ConfigError, match="nothing is left to train"):
         apply_table(Toy(), {"backbone": 0.0, "pool": 1.0})
     apply_table(Toy(), {"backbone": 1.0, "pool": 1.0})  # a part without parameters may be named
