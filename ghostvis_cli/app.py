@@ -30,6 +30,7 @@ EXIT_CODES = {
     ExitCode.MISSING: "no such component, plugin, stage, recipe or model",
     ExitCode.ENVIRONMENT: "network, device, package or weights out of reach",
     ExitCode.DATA: "unreadable image, checkpoint or data",
+    ExitCode.REQUEUE: "stopped by SIGTERM or SIGUSR1, checkpoint saved: continue with --resume",
     ExitCode.INTERRUPTED: "interrupted",
 }
 

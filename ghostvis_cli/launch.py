@@ -8,6 +8,7 @@ worker as their only entry point. Under ``torchrun`` or ``srun`` the processes e
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from ghostvis_plugins.resolved import Resolved, load_resolved
 
 RUNS = Path("runs")
 WORKER = "ghostvis_cli.worker"
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # each is passed on to the workers
+STOP_SECONDS = 120
+"""What workers get to finish a step and save it, after a signal; also what a rank that hangs costs a restart."""
 
 
 class RunFailedError(GhostVisError):
@@ -69,6 +73,7 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
     """Elastic launch from this process: torchrun's own command would end a user's mistake in its traceback."""
     import logging
 
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -82,13 +87,20 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle=SIGNALS,
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)),
     )
     try:
         elastic_launch(config, sys.executable)(*_worker_arguments(run_dir, resume))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         code = _worker_code(run_dir) or failure.exitcode
-        raise RunFailedError(f"a worker of {run_dir} failed; its message is above", code) from None
+        raise RunFailedError(f"a worker of {run_dir} ended early; its message is above", code) from None
+    except SignalException as stop:
+        if stop.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        code = _worker_code(run_dir) or ExitCode.FAILED
+        raise RunFailedError(f"{run_dir} was stopped by {stop.sigval.name}", code) from None
 
 
 def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
@@ -99,6 +111,7 @@ def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
 def torchrun_command(run_dir: Path, nproc: int, resume: bool) -> list[str]:
     """The command that starts the same workers: what ``--print-launch`` shows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    command += ["--signals-to-handle", SIGNALS, "--shutdown-timeout", str(STOP_SECONDS)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", run_dir.name]
     return [*command, *_worker_arguments(run_dir, resume)]
 

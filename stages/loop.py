@@ -23,7 +23,7 @@ import torch
 
 from components.batch import Batch
 from components.vlm import VLM
-from ghostvis_plugins.errors import DataError, GhostVisError, UnavailableError
+from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError, UnavailableError
 
 from . import checkpoint
 from .config import TrainConfig
@@ -35,6 +35,7 @@ from .loader import Collator, Loader
 from .optim import Schedule, clip_gradients, set_modes
 from .packing import Cost
 from .progress import Progress
+from .stopping import Stopping
 from .validation import Validation
 
 
@@ -54,6 +55,7 @@ class Loop:
     trackers: Sequence[Any]
     progress: Progress
     steps: int
+    stopping: Stopping = field(default_factory=Stopping)
     step: int = 0  # finished
     best: dict[str, float] | None = None  # {"step", "val_loss"}
     _saved: int = field(default=-1, init=False)
@@ -64,12 +66,16 @@ class Loop:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.checkpoints = self.context.run_dir / "checkpoints"
         self._saved = self.step
+        self._stop = False  # some rank was asked to stop before the end of the last finished step
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
 
     def run(self) -> None:
-        """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are."""
+        """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are.
+
+        Raises RequeueError after the step in which any rank was asked to stop, with a checkpoint of that step.
+        """
         left = self.steps - self.step
         with Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader:
             self._run(loader)
@@ -86,8 +92,14 @@ class Loop:
                 tracker.log(self.step, row)  # before the checkpoint: a resumed run drops later rows, but invents none
             self.progress.update(self.step, row)
             due = self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0
-            if last or due or (better and self.config.export == "best"):  # else nothing would read the better one
+            stop = self._stop and not last  # a run that is complete has nothing to be continued
+            if last or stop or due or (better and self.config.export == "best"):  # else nothing would read the better one
                 self._save()
+            if stop:
+                raise RequeueError(
+                    f"stopped by a signal after step {self.step} of {self.steps}; its checkpoint is saved",
+                    hint="the same command with --resume goes on",
+                )
 
     def _step(self, loader: Loader, step: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics. Raises GhostVisError when the loss is not a number."""
@@ -98,9 +110,11 @@ class Loop:
         plan = loaded.plan
         waits = _Waits(time.perf_counter() - began)
         nll, learnt = self._backward(waits(loaded.batches()), plan.targets)
-        totals = self.dist.sum_(torch.stack([nll, nll.new_tensor(learnt), nll.new_tensor(len(loaded.bad))]))
+        counts = nll.new_tensor([learnt, len(loaded.bad), self.stopping.requested])
+        totals = self.dist.sum_(torch.cat([nll.view(1), counts]))
         self.dist.sum_gradients(self.parameters)
-        loss_sum, targets, failed = totals.tolist()
+        loss_sum, targets, failed, stops = totals.tolist()
+        self._stop = stops > 0
         if failed or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
         if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made

@@ -34,6 +34,7 @@ from .report import find_engine, write_report
 from .rundir import claim, resolved_of, set_latest
 from .shares import Share, format_shares, realised
 from .start import Start, open_start
+from .stopping import Stopping
 from .validation import Validation
 from .workers import Workers
 
@@ -44,8 +45,14 @@ PROBE_SAMPLES = 512
 def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
     """Run a supervised stage; returns the model directory.
 
-    Raises GhostVisError for everything that a person can do wrong, and when a frozen tensor changed.
+    Raises GhostVisError for everything that a person can do wrong, and when a frozen tensor changed; RequeueError when
+    a signal asked it to stop.
     """
+    with Stopping() as stopping:
+        return _train(context, config, vision, stopping)
+
+
+def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Stopping) -> Path:
     dist = context.dist
     if dist.is_main:
         claim(context.run_dir, context.resume)
@@ -59,7 +66,7 @@ def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
 
     resumed = _find_checkpoint(context)
     with contextlib.closing(Workers(config.workers)) as workers:
-        loop = _prepare(context, config, start, resumed, workers)
+        loop = _prepare(context, config, start, resumed, workers, stopping)
         try:
             loop.run()
         finally:
@@ -98,7 +105,12 @@ def _warn(text: str) -> None:
 
 
 def _prepare(
-    context: RunContext, config: TrainConfig, start: Start, resumed: Checkpoint | None, workers: Workers
+    context: RunContext,
+    config: TrainConfig,
+    start: Start,
+    resumed: Checkpoint | None,
+    workers: Workers,
+    stopping: Stopping,
 ) -> Loop:
     """Data, optimizer, trackers and the loop over them, as new or as the checkpoint left them."""
     dist, model = context.dist, start.model
@@ -159,6 +171,7 @@ def _prepare(
         trackers=_trackers(context),
         progress=Progress(context.values["stage"]["name"], done, steps, talks=dist.is_main, every=config.log_seconds),
         steps=steps,
+        stopping=stopping,
         step=done,
         best=state.get("best"),
     )
