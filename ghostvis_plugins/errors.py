@@ -65,7 +65,7 @@ class DataError(GhostVisError):
 
 
 class RequeueError(GhostVisError):
-    """A run that was asked to stop, has saved its state, and can be continued. Not a mistake, but not the end either."""
+    """A run that was asked to stop, has saved its state, and can be continued: no mistake, and not the end."""
 
     exit_code = ExitCode.REQUEUE
 

@@ -71,8 +71,7 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
             loop.run()
         finally:
             loop.progress.close()
-            for tracker in loop.trackers:
-                tracker.finish()
+            _finish(loop.trackers)
     shares = realised(loop.stream, loop.state)
     if dist.is_main:
         print(format_shares(shares), file=sys.stderr, flush=True)
@@ -174,6 +173,8 @@ def _prepare(
         stopping=stopping,
         step=done,
         best=state.get("best"),
+        skipped_steps=state.get("skipped_steps", 0),
+        skipped_in_a_row=state.get("skipped_in_a_row", 0),
     )
 
 
@@ -259,6 +260,15 @@ def _trackers(context: RunContext) -> list[Any]:
     if chosen["name"] != "jsonl":
         trackers.append(context.build("tracker", chosen, run_dir=context.run_dir))
     return trackers
+
+
+def _finish(trackers: Sequence[Any]) -> None:
+    """A full disk must not hide the error that ends the run."""
+    for tracker in trackers:
+        try:
+            tracker.finish()
+        except OSError as error:
+            _warn(f"the last metrics could not be written: {error}")
 
 
 def _export(
