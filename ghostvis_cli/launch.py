@@ -54,22 +54,27 @@ def prepare(resolved: Resolved, *, resume: bool) -> Path:
     return run_dir
 
 
-def start(run_dir: Path, *, nproc: int, resume: bool) -> None:
-    """Run the stage of ``run_dir`` in ``nproc`` processes. Raises RunFailedError when one of several fails."""
+def start(run_dir: Path, *, nproc: int, resume: bool, max_restarts: int = 0) -> None:
+    """Run the stage of ``run_dir`` in ``nproc`` processes. Raises RunFailedError when one of several fails.
+
+    With ``max_restarts`` also one process has a launcher, which starts them all again when one ends early.
+    """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         world = int(os.environ["WORLD_SIZE"])
         if nproc not in (1, world):
             raise ConfigError(f"--nproc {nproc}, but this process was started as one of {world}")
+        if max_restarts:
+            raise ConfigError("--max-restarts, but this process has another launcher", hint="give it to that one")
         nproc = 1
-    if nproc == 1:
+    if nproc == 1 and not max_restarts:
         from .worker import work
 
         work(run_dir / "resolved.json", resume=resume)
         return
-    _start_workers(run_dir, nproc, resume)
+    _start_workers(run_dir, nproc, resume, max_restarts)
 
 
-def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
+def _start_workers(run_dir: Path, nproc: int, resume: bool, max_restarts: int) -> None:
     """Elastic launch from this process: torchrun's own command would end a user's mistake in its traceback."""
     import logging
 
@@ -86,7 +91,7 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
         run_id=run_dir.name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=max_restarts,
         signals_to_handle=SIGNALS,
         shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)),
     )
@@ -108,9 +113,10 @@ def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
     return [*arguments, "--resume"] if resume else arguments
 
 
-def torchrun_command(run_dir: Path, nproc: int, resume: bool) -> list[str]:
+def torchrun_command(run_dir: Path, nproc: int, resume: bool, max_restarts: int = 0) -> list[str]:
     """The command that starts the same workers: what ``--print-launch`` shows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    command += ["--max-restarts", str(max_restarts)]
     command += ["--signals-to-handle", SIGNALS, "--shutdown-timeout", str(STOP_SECONDS)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", run_dir.name]
     return [*command, *_worker_arguments(run_dir, resume)]
