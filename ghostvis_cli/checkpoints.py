@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     group.command()(verify)
     group.command()(prune)
     group.command()(diff)
-    epilog = examples("ghostvis ckpt list runs/tiny-2-pretrain", "ghostvis ckpt diff runs/tiny-2-pretrain --json")
+    epilog = examples("ghostvis ckpt list runs/tiny-2-pretrain", "ghostvis ckpt verify runs/tiny-2-pretrain --json")
     app.add_typer(group, name="ckpt", rich_help_panel="Models", epilog=epilog)
 
 
