@@ -83,6 +83,8 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool, max_restarts: int) -
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.update(_worker_environment(nproc))
+    # The launcher's store outlives a restart, and Gloo would find the addresses of the dead in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
