@@ -16,11 +16,11 @@ import typer
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.manager import PluginInfo, Registry
 
-from . import chat, components, config, data, doctor, evaluate, plugins, recipes, speedrun, train, weights
+from . import chat, checkpoints, components, config, data, doctor, evaluate, plugins, recipes, speedrun, train, weights
 from .output import epilog, note, rich_help, warn
 from .session import debugging, registry, take_global_options
 
-GROUPS = (speedrun, train, evaluate, chat, data, weights, components, plugins, recipes, config, doctor)
+GROUPS = (speedrun, train, evaluate, chat, data, weights, checkpoints, components, plugins, recipes, config, doctor)
 
 EXIT_CODES = {
     ExitCode.OK: "done",
@@ -30,6 +30,7 @@ EXIT_CODES = {
     ExitCode.MISSING: "no such component, plugin, stage, recipe or model",
     ExitCode.ENVIRONMENT: "network, device, package or weights out of reach",
     ExitCode.DATA: "unreadable image, checkpoint or data",
+    ExitCode.REQUEUE: "stopped by SIGTERM or SIGUSR1, checkpoint saved: continue with --resume",
     ExitCode.INTERRUPTED: "interrupted",
 }
 

@@ -8,6 +8,7 @@ worker as their only entry point. Under ``torchrun`` or ``srun`` the processes e
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from ghostvis_plugins.resolved import Resolved, load_resolved
 
 RUNS = Path("runs")
 WORKER = "ghostvis_cli.worker"
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # each is passed on to the workers
+STOP_SECONDS = 120
+"""What workers get to finish a step and save it, after a signal; also what a rank that hangs costs a restart."""
 
 
 class RunFailedError(GhostVisError):
@@ -50,29 +54,37 @@ def prepare(resolved: Resolved, *, resume: bool) -> Path:
     return run_dir
 
 
-def start(run_dir: Path, *, nproc: int, resume: bool) -> None:
-    """Run the stage of ``run_dir`` in ``nproc`` processes. Raises RunFailedError when one of several fails."""
+def start(run_dir: Path, *, nproc: int, resume: bool, max_restarts: int = 0) -> None:
+    """Run the stage of ``run_dir`` in ``nproc`` processes. Raises RunFailedError when one of several fails.
+
+    With ``max_restarts`` also one process has a launcher, which starts them all again when one ends early.
+    """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         world = int(os.environ["WORLD_SIZE"])
         if nproc not in (1, world):
             raise ConfigError(f"--nproc {nproc}, but this process was started as one of {world}")
+        if max_restarts:
+            raise ConfigError("--max-restarts, but this process has another launcher", hint="give it to that one")
         nproc = 1
-    if nproc == 1:
+    if nproc == 1 and not max_restarts:
         from .worker import work
 
         work(run_dir / "resolved.json", resume=resume)
         return
-    _start_workers(run_dir, nproc, resume)
+    _start_workers(run_dir, nproc, resume, max_restarts)
 
 
-def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
+def _start_workers(run_dir: Path, nproc: int, resume: bool, max_restarts: int) -> None:
     """Elastic launch from this process: torchrun's own command would end a user's mistake in its traceback."""
     import logging
 
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.update(_worker_environment(nproc))
+    # The launcher's store outlives a restart, and Gloo would find the addresses of the dead in it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -81,14 +93,21 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool) -> None:
         run_id=run_dir.name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        max_restarts=0,
+        max_restarts=max_restarts,
+        signals_to_handle=SIGNALS,
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", STOP_SECONDS)),
     )
     try:
         elastic_launch(config, sys.executable)(*_worker_arguments(run_dir, resume))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         code = _worker_code(run_dir) or failure.exitcode
-        raise RunFailedError(f"a worker of {run_dir} failed; its message is above", code) from None
+        raise RunFailedError(f"a worker of {run_dir} ended early; its message is above", code) from None
+    except SignalException as stop:
+        if stop.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        code = _worker_code(run_dir) or ExitCode.FAILED
+        raise RunFailedError(f"{run_dir} was stopped by {stop.sigval.name}", code) from None
 
 
 def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
@@ -96,9 +115,11 @@ def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
     return [*arguments, "--resume"] if resume else arguments
 
 
-def torchrun_command(run_dir: Path, nproc: int, resume: bool) -> list[str]:
+def torchrun_command(run_dir: Path, nproc: int, resume: bool, max_restarts: int = 0) -> list[str]:
     """The command that starts the same workers: what ``--print-launch`` shows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
+    command += ["--max-restarts", str(max_restarts)]
+    command += ["--signals-to-handle", SIGNALS, "--shutdown-timeout", str(STOP_SECONDS)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", run_dir.name]
     return [*command, *_worker_arguments(run_dir, resume)]
 

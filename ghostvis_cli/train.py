@@ -49,6 +49,16 @@ def train(
     nproc: Annotated[
         str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N", rich_help_panel="Run")
     ] = "1",
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            "--max-restarts",
+            help="Times that all processes go on from the newest checkpoint when one was lost.",
+            metavar="N",
+            min=0,
+            rich_help_panel="Run",
+        ),
+    ] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve, check shapes, estimate; start nothing.", rich_help_panel="Run")
     ] = False,
@@ -93,9 +103,9 @@ def train(
         return
     run_dir = prepare(resolved, resume=resume)
     if print_launch:
-        print(shlex.join(torchrun_command(run_dir, processes, resume)))
+        print(shlex.join(torchrun_command(run_dir, processes, resume, max_restarts)))
         return
-    start(run_dir, nproc=processes, resume=resume)
+    start(run_dir, nproc=processes, resume=resume, max_restarts=max_restarts)
 
 
 def derived_rows(resolved: Resolved) -> list[tuple[str, str, str]]:

@@ -34,8 +34,9 @@ def main() -> NoReturn:
     arguments = parser.parse_args()
     if os.environ.get("RANK", "0") == "0":
         (arguments.resolved.parent / EXIT_CODE).unlink(missing_ok=True)  # of an earlier failure
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # after the loss of a worker
     try:
-        work(arguments.resolved, resume=arguments.resume)
+        work(arguments.resolved, resume=arguments.resume or restarted)
     except GhostVisError as error:
         _leave(arguments.resolved.parent, int(error.exit_code), str(error))
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     MISSING = 4  # a component, plugin, stage, recipe, preset or model does not exist
     ENVIRONMENT = 5  # no network, no CUDA, an optional dependency or weights out of reach
     DATA = 6  # unreadable or corrupt input: image, checkpoint, package, data set
+    REQUEUE = 85  # stopped by SIGTERM or SIGUSR1 with a checkpoint saved: start it again with --resume
     INTERRUPTED = 130
 
 
@@ -61,6 +62,12 @@ class DataError(GhostVisError):
     """Input that cannot be read or that is not what it claims to be."""
 
     exit_code = ExitCode.DATA
+
+
+class RequeueError(GhostVisError):
+    """A run that was asked to stop, has saved its state, and can be continued: no mistake, and not the end."""
+
+    exit_code = ExitCode.REQUEUE
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

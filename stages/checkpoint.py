@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -95,8 +97,8 @@ def write(
     private.mkdir()
     try:
         tensors, scalars = _optimizer_state(optimizer, names)
-        save_file(_storable(unique_tensors(model)), private / MODEL)
-        save_file(_storable(tensors), private / OPTIMIZER)
+        _write_tensors(unique_tensors(model), private / MODEL)
+        _write_tensors(tensors, private / OPTIMIZER)
         _write_json(private / STATE, {**state, "step": step, "optimizer": scalars})
         files = {name: _describe(private / name) for name in (MODEL, OPTIMIZER, STATE)}
         _write_json(private / MANIFEST, {"format_version": FORMAT_VERSION, "step": step, "files": files})
@@ -147,12 +149,31 @@ def verify(folder: Path) -> str | None:
     return None
 
 
-def prune(root: Path, keep: int, protected: Iterable[int] = ()) -> None:
-    """Delete all but the newest ``keep`` checkpoints and those of the ``protected`` steps."""
+def prune(
+    root: Path, keep: int, protected: Iterable[int] = (), *, every: int = 0, ignored: Iterable[int] = ()
+) -> list[int]:
+    """Delete all but the newest ``keep`` checkpoints, those of the ``protected`` steps, and of multiples of ``every``.
+
+    Those of the ``ignored`` steps are neither deleted nor counted. Returns the steps of what was deleted.
+    """
+    removed = to_prune(steps(root), keep, protected, every=every, ignored=ignored)
+    for step in removed:
+        shutil.rmtree(root / f"step_{step}")
+    return removed
+
+
+def to_prune(
+    found: Iterable[int], keep: int, protected: Iterable[int] = (), *, every: int = 0, ignored: Iterable[int] = ()
+) -> list[int]:
+    """The steps that :func:`prune` deletes of those that are ``found``, oldest first."""
     spared = set(protected)
-    for step, folder in sorted(_folders(root), reverse=True)[keep:]:
-        if step not in spared:
-            shutil.rmtree(folder)
+    counted = sorted(set(found) - set(ignored))
+    return [step for step in counted[:-keep] if step not in spared and not (every and step % every == 0)]
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of which there is a checkpoint folder, whole or not, in ascending order."""
+    return sorted(step for step, _ in _folders(root))
 
 
 def at_step(root: Path, step: int) -> Checkpoint:
@@ -162,6 +183,37 @@ def at_step(root: Path, step: int) -> Checkpoint:
     if problem is not None:
         raise DataError(f"{folder} cannot be used: {problem}")
     return Checkpoint(folder, step)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a tensor differs: norms in both, and the norm of the difference over the first; None where it is not."""
+
+    name: str
+    norm: float | None
+    other_norm: float | None
+    relative: float | None  # NaN where either holds a value that is not finite; inf for what was all zeros
+
+
+def compare(first: Checkpoint, second: Checkpoint) -> list[Change]:
+    """The weights of two checkpoints: first those that are not in both, of one shape, then the most changed."""
+    a, b = load_file(first.folder / MODEL), load_file(second.folder / MODEL)
+    changes = []
+    for name in a.keys() | b.keys():
+        norms = [float(t[name].double().norm()) if name in t else None for t in (a, b)]
+        relative = None
+        if name in a and name in b and a[name].shape == b[name].shape:
+            relative = 0.0
+            if not torch.equal(a[name], b[name]):
+                change = float((b[name].double() - a[name].double()).norm())
+                relative = change / norms[0] if norms[0] else math.inf
+        changes.append(Change(name, norms[0], norms[1], relative))
+
+    def rank(change: Change) -> tuple[float, str]:
+        unlike = change.relative is None or math.isnan(change.relative)
+        return (-math.inf if unlike else -change.relative, change.name)  # type: ignore[operator]
+
+    return sorted(changes, key=rank)
 
 
 def remove_leftovers(root: Path) -> None:
@@ -190,8 +242,15 @@ def _optimizer_state(optimizer: Any, names: list[str]) -> tuple[dict[str, Tensor
     return tensors, scalars
 
 
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises OSError also where safetensors, which hides the system's errors in its own, cannot write."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def _write_json(path: Path, value: Any) -> None:

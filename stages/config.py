@@ -109,6 +109,19 @@ class TrainConfig(BaseModel):
     keep_checkpoints: int = Field(
         2, ge=1, description="Newest checkpoints that stay; the best one stays as well where it is exported."
     )
+    keep_every: int = Field(0, ge=0, description="Checkpoints of steps that this divides stay, too; 0 keeps no more.")
+    max_skipped_steps: int = Field(
+        3,
+        ge=0,
+        description="Steps in a row that may be left out because their loss or gradient is not finite; one more stops "
+        "the run. Each is written to incidents.jsonl with its samples.",
+    )
+    stall_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds without a finished step, validation or checkpoint after which the stacks of all threads "
+        "are written to stall-rankN.txt and stderr; 0 never does.",
+    )
     export: Literal["last", "best"] = Field("last", description="Which weights the model directory gets.")
     eval: list[str] = Field([], description="Tasks the model is for; default: those named like its data sets.")
     show_samples: int = Field(4, ge=0, description="Validation samples answered in the report.")

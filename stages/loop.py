@@ -11,11 +11,12 @@ prepared ahead (:mod:`stages.loader`); the state that a checkpoint holds is that
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 
 from components.batch import Batch
 from components.vlm import VLM
-from ghostvis_plugins.errors import DataError, GhostVisError, UnavailableError
+from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError, UnavailableError
 
 from . import checkpoint
 from .config import TrainConfig
@@ -35,7 +36,11 @@ from .loader import Collator, Loader
 from .optim import Schedule, clip_gradients, set_modes
 from .packing import Cost
 from .progress import Progress
+from .stopping import Stopping
 from .validation import Validation
+from .watchdog import Watchdog
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
@@ -54,8 +59,11 @@ class Loop:
     trackers: Sequence[Any]
     progress: Progress
     steps: int
+    stopping: Stopping = field(default_factory=Stopping)
     step: int = 0  # finished
     best: dict[str, float] | None = None  # {"step", "val_loss"}
+    skipped_steps: int = 0  # with a loss or gradient that was not finite
+    skipped_in_a_row: int = 0
     _saved: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
@@ -64,33 +72,53 @@ class Loop:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.checkpoints = self.context.run_dir / "checkpoints"
         self._saved = self.step
+        self._best_before = self.best
+        self._stop = False  # some rank was asked to stop before the end of the last finished step
+        # Checkpoints after the one that was resumed from were found damaged: they count for nothing until rewritten.
+        self._damaged = {step for step in checkpoint.steps(self.checkpoints) if step > self.step}
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
 
     def run(self) -> None:
-        """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are."""
-        left = self.steps - self.step
-        with Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader:
-            self._run(loader)
+        """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are.
 
-    def _run(self, loader: Loader) -> None:
+        Raises RequeueError after the step in which any rank was asked to stop, with a checkpoint of that step.
+        """
+        left = self.steps - self.step
+        with (
+            Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
+            Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
+        ):
+            self._run(loader, watchdog)
+
+    def _run(self, loader: Loader, watchdog: Watchdog) -> None:
         while self.step < self.steps:
             row = self._step(loader, self.step + 1)
+            watchdog.beat()
             self.step += 1
             last = self.step == self.steps
             better = False
             if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
                 better = self._validate(row)
-            for tracker in self.trackers:
-                tracker.log(self.step, row)  # before the checkpoint: a resumed run drops later rows, but invents none
+                watchdog.beat()
+            self._log(row)  # before the checkpoint: a resumed run drops later rows, but invents none
             self.progress.update(self.step, row)
             due = self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0
-            if last or due or (better and self.config.export == "best"):  # else nothing would read the better one
-                self._save()
+            stop = self._stop and not last  # a complete run has nothing to be continued
+            if (
+                last or stop or due or (better and self.config.export == "best")
+            ):  # else nothing would read the better one
+                self._save(must=last or stop)
+                watchdog.beat()
+            if stop:
+                raise RequeueError(
+                    f"stopped by a signal after step {self.step} of {self.steps}; its checkpoint is saved",
+                    hint="the same command with --resume goes on",
+                )
 
     def _step(self, loader: Loader, step: int) -> dict[str, Any]:
-        """One optimizer step; returns its row of metrics. Raises GhostVisError when the loss is not a number."""
+        """One optimizer step; returns its row of metrics. Raises GhostVisError when too many in a row were left out."""
         began = time.perf_counter()
         torch.manual_seed(step_seed(self.context.seed, step, self.dist.rank))
         set_modes(self.model)
@@ -98,9 +126,11 @@ class Loop:
         plan = loaded.plan
         waits = _Waits(time.perf_counter() - began)
         nll, learnt = self._backward(waits(loaded.batches()), plan.targets)
-        totals = self.dist.sum_(torch.stack([nll, nll.new_tensor(learnt), nll.new_tensor(len(loaded.bad))]))
+        counts = nll.new_tensor([learnt, len(loaded.bad), self.stopping.requested])
+        totals = self.dist.sum_(torch.cat([nll.view(1), counts]))
         self.dist.sum_gradients(self.parameters)
-        loss_sum, targets, failed = totals.tolist()
+        loss_sum, targets, failed, stops = totals.tolist()
+        self._stop = stops > 0
         if failed or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
         if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made
@@ -110,9 +140,11 @@ class Loop:
 
         rate = self.schedule.apply(self.optimizer, step)
         norm = clip_gradients(self.parameters, self.config.clip).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._incident(step, loss, norm, plan)
-        self.optimizer.step()
+        if math.isfinite(loss) and math.isfinite(norm):  # both are sums over ranks: all decide alike
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self._skip(step, loss, norm, plan)
         self.optimizer.zero_grad(set_to_none=True)
         self.state = plan.state
         ended = time.perf_counter()
@@ -128,6 +160,7 @@ class Loop:
             "skipped": plan.skipped,
             "cropped": plan.cropped,
             "bad_samples": len(self.ledger.entries),
+            "skipped_steps": self.skipped_steps,
             "data_hash": plan.data_hash,
             "tokens_per_second": round(plan.tokens / (ended - began), 1),
             "time_data": round(waits.seconds, 4),
@@ -164,16 +197,37 @@ class Loop:
         ]
         self.ledger.add({entry for entries in self.dist.gather(located) for entry in entries}, step)
 
-    def _incident(self, step: int, loss: float, norm: float, plan: StepPlan) -> GhostVisError:
+    def _skip(self, step: int, loss: float, norm: float, plan: StepPlan) -> None:
+        """Leave the weights as they are, and write down why. Raises GhostVisError when the budget is used up."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
         names = [drawn.rendered.id for drawn in plan.samples]
-        path = self.context.run_dir / "incident.json"
+        path = self.context.run_dir / "incidents.jsonl"
         if self.dist.is_main:
-            path.write_text(json.dumps({"step": step, "loss": str(loss), "grad_norm": str(norm), "samples": names}))
+            entry = {"step": step, "loss": str(loss), "grad_norm": str(norm), "samples": names}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        return GhostVisError(
-            f"step {step}: loss {loss}, gradient norm {norm}; its {len(names)} samples: {shown}",
-            hint=f"all of them are in {path}; lower stage.train, or look at these samples",
-        )
+        said = f"step {step}: loss {loss}, gradient norm {norm}; its {len(names)} samples: {shown}"
+        if self.skipped_in_a_row > self.config.max_skipped_steps:
+            raise GhostVisError(
+                f"{said}\n{self.skipped_in_a_row} such steps in a row, and {self.config.max_skipped_steps} are allowed",
+                hint=f"all of their samples are in {path}; lower stage.train, or look at these samples",
+            )
+        self._alarm(f"{said}; the step is left out")
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        for tracker in self.trackers:
+            try:
+                tracker.log(self.step, row)
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                self._alarm(f"step {self.step}: its metrics cannot be written now, the disk is full")
+
+    def _alarm(self, text: str) -> None:
+        if self.dist.is_main:
+            self.progress.say(f"ghostvis: warning: {text}")
 
     def _validate(self, row: dict[str, Any]) -> bool:
         """Add validation figures to ``row``; True when they are the best so far."""
@@ -186,30 +240,56 @@ class Loop:
         row |= metrics
         if self.best is not None and metrics["val_loss"] >= self.best["val_loss"]:
             return False
+        self._best_before = self.best
         self.best = {"step": self.step, "val_loss": metrics["val_loss"]}
         return True
 
-    def _save(self) -> None:
+    def _save(self, *, must: bool) -> None:
+        """Write a checkpoint. Raises UnavailableError when that fails, but goes on without one when the disk is full
+        and it is not a ``must``."""
         if self.step == self._saved:
             return
         state = {
             "stream": self.state.to_json(),
             "best": self.best,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "identity": identity(self.context, self.config),
         }
+        written = True
         if self.dist.is_main:
             try:
-                checkpoint.write(self.checkpoints, self.step, self.model, self.optimizer, self.optimizer_names, state)
+                self._write(state)
             except OSError as error:
-                raise UnavailableError(
-                    f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
-                    hint="free some space; --resume goes on from the last checkpoint",
-                ) from error
-            checkpoint.prune(
-                self.checkpoints, self.config.keep_checkpoints, [int(self.best["step"])] if self.best else []
-            )
-        self.dist.barrier()
+                if must or error.errno not in DISK_FULL:
+                    raise UnavailableError(
+                        f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
+                        hint="free some space; --resume goes on from the last checkpoint",
+                    ) from error
+                written = False
+                self._alarm(
+                    f"NO CHECKPOINT of step {self.step}: the disk of {self.checkpoints} is full; training goes on"
+                )
+        if not self.dist.gather(written)[0] and self.best and self.best["step"] == self.step:
+            self.best = self._best_before  # the best of those that can be exported
         self._saved = self.step
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        """Write and prune. On a full disk, prune down to the newest checkpoint and try once more. Raises OSError."""
+        arguments = (self.checkpoints, self.step, self.model, self.optimizer, self.optimizer_names, state)
+        try:
+            checkpoint.write(*arguments)
+        except OSError as error:
+            if error.errno not in DISK_FULL or not (removed := self._prune(1, self.best, self._best_before)):
+                raise
+            self._alarm(f"the disk of {self.checkpoints} is full: removed checkpoints {', '.join(map(str, removed))}")
+            checkpoint.write(*arguments)
+        self._damaged.discard(self.step)
+        self._prune(self.config.keep_checkpoints, self.best)
+
+    def _prune(self, keep: int, *spared: dict[str, float] | None) -> list[int]:
+        protected = [int(best["step"]) for best in spared if best]
+        return checkpoint.prune(self.checkpoints, keep, protected, every=self.config.keep_every, ignored=self._damaged)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -34,6 +34,7 @@ from .report import find_engine, write_report
 from .rundir import claim, resolved_of, set_latest
 from .shares import Share, format_shares, realised
 from .start import Start, open_start
+from .stopping import Stopping
 from .validation import Validation
 from .workers import Workers
 
@@ -44,8 +45,14 @@ PROBE_SAMPLES = 512
 def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
     """Run a supervised stage; returns the model directory.
 
-    Raises GhostVisError for everything that a person can do wrong, and when a frozen tensor changed.
+    Raises GhostVisError for everything that a person can do wrong, and when a frozen tensor changed; RequeueError when
+    a signal asked it to stop.
     """
+    with Stopping() as stopping:
+        return _train(context, config, vision, stopping)
+
+
+def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Stopping) -> Path:
     dist = context.dist
     if dist.is_main:
         claim(context.run_dir, context.resume)
@@ -59,13 +66,12 @@ def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
 
     resumed = _find_checkpoint(context)
     with contextlib.closing(Workers(config.workers)) as workers:
-        loop = _prepare(context, config, start, resumed, workers)
+        loop = _prepare(context, config, start, resumed, workers, stopping)
         try:
             loop.run()
         finally:
             loop.progress.close()
-            for tracker in loop.trackers:
-                tracker.finish()
+            _finish(loop.trackers)
     shares = realised(loop.stream, loop.state)
     if dist.is_main:
         print(format_shares(shares), file=sys.stderr, flush=True)
@@ -98,7 +104,12 @@ def _warn(text: str) -> None:
 
 
 def _prepare(
-    context: RunContext, config: TrainConfig, start: Start, resumed: Checkpoint | None, workers: Workers
+    context: RunContext,
+    config: TrainConfig,
+    start: Start,
+    resumed: Checkpoint | None,
+    workers: Workers,
+    stopping: Stopping,
 ) -> Loop:
     """Data, optimizer, trackers and the loop over them, as new or as the checkpoint left them."""
     dist, model = context.dist, start.model
@@ -159,8 +170,11 @@ def _prepare(
         trackers=_trackers(context),
         progress=Progress(context.values["stage"]["name"], done, steps, talks=dist.is_main, every=config.log_seconds),
         steps=steps,
+        stopping=stopping,
         step=done,
         best=state.get("best"),
+        skipped_steps=state.get("skipped_steps", 0),
+        skipped_in_a_row=state.get("skipped_in_a_row", 0),
     )
 
 
@@ -246,6 +260,15 @@ def _trackers(context: RunContext) -> list[Any]:
     if chosen["name"] != "jsonl":
         trackers.append(context.build("tracker", chosen, run_dir=context.run_dir))
     return trackers
+
+
+def _finish(trackers: Sequence[Any]) -> None:
+    """A full disk must not hide the error that ends the run."""
+    for tracker in trackers:
+        try:
+            tracker.finish()
+        except OSError as error:
+            _warn(f"the last metrics could not be written: {error}")
 
 
 def _export(
