@@ -97,9 +97,16 @@ def check(resolved: Resolved) -> dict[str, Any]:
     if "backbone" not in resolved.values:
         return {}
     from components.planning import plan
+    from stages.optim import apply_table
 
     stage = resolved.values["stage"]
-    made = plan(resolved.values, registry(), _vocab_size(resolved), origins=resolved.origins)
+    made = plan(
+        resolved.values,
+        registry(),
+        _vocab_size(resolved),
+        origins=resolved.origins,
+        freeze=lambda model: apply_table(model, stage["train"]),
+    )
     trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
     images = stage["batch_tokens"] // (2 * made.tokens_per_image) if made.tokens_per_image else 0
     work = {"tokens": stage["batch_tokens"], "images": images, "targets": stage["batch_tokens"] // 4}
@@ -107,10 +114,10 @@ def check(resolved: Resolved) -> dict[str, Any]:
     return {
         **made.to_json(),
         "trained": sorted(trained),
-        "step_flops": made.training_flops(**work, trained=trained),
+        "step_flops": made.training_flops(**work),
         "peak_bytes": made.training_bytes(**{k: int(v * micro) for k, v in work.items()}, trained=trained),
         "steps": stage["steps"],
-        "seconds": _seconds(made.training_flops(**work, trained=trained), stage["steps"]),
+        "seconds": _seconds(made.training_flops(**work), stage["steps"]),
         "assumed": work,
     }
 

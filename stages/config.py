@@ -89,7 +89,9 @@ class TrainConfig(BaseModel):
     eval_every: int = Field(0, ge=0, description="Steps between validations; 0 validates at the end only.")
     eval_samples: int = Field(256, ge=0, description="Validation samples, always the same ones; 0 never validates.")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 keeps one at the end only.")
-    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that stay; the best one stays as well where it is exported.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Newest checkpoints that stay; the best one stays as well where it is exported."
+    )
     export: Literal["last", "best"] = Field("last", description="Which weights the model directory gets.")
     eval: list[str] = Field([], description="Tasks the model is for; default: those named like its data sets.")
     show_samples: int = Field(4, ge=0, description="Validation samples answered in the report.")
