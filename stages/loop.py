@@ -39,7 +39,6 @@ from .packing import Cost
 from .progress import Progress
 from .validation import Validation
 
-
 MEASURED = frozenset({
     "seconds", "tokens_per_second", "images_per_second", "flops", "flops_per_second", "mfu", "memory_bytes",
     "energy_joules", "time_other", *(f"time_{phase}" for phase in PHASES),

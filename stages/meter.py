@@ -1,9 +1,10 @@
 """What a step took: seconds by phase, peak memory, energy. Reading them makes nobody wait.
 
 On a CUDA device phases are bounded by events in its own queue, which are read when the loop has waited for the device
-anyway, to know the loss. A phase that ends after that, the optimizer's, is counted with the next step, where its
-work delays the forward pass. Encoding pictures for the feature cache counts as data. Energy is the device's own count (NVML, package ``nvidia-ml-py``), or that of the
-processor's package (Linux's powercap, where it may be read), which other programs share.
+anyway, to know the loss. A phase that ends after that, the optimizer's, is counted with the next step, where its work
+delays the forward pass. Encoding pictures for the feature cache counts as data. Energy is the device's own count (NVML,
+package ``nvidia-ml-py``), or that of the processor's package (Linux's powercap, where it may be read), which other
+programs share.
 """
 
 from __future__ import annotations
