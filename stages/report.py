@@ -12,6 +12,7 @@ from ghostvis_plugins.errors import MissingError
 from ghostvis_plugins.types import Conversation, Generation, Message
 
 from .context import RunContext
+from .curves import draw
 from .meter import PHASES
 from .optim import Row, format_table
 from .progress import clock, si
@@ -37,7 +38,9 @@ def write_report(
     sections += ["## What trained", f"```\n{format_table(rows)}\n```"]
     sections += ["## What it was taught", markdown_shares(shares)]
     if metrics:
-        _draw_curve(metrics, run_dir / "loss.png", stage)
+        validated = [(row["step"], row["val_loss"]) for row in metrics if "val_loss" in row]
+        training = [(row["step"], row["loss"]) for row in metrics]
+        draw({"training": training}, run_dir / "loss.png", title=stage, dotted={"validation": validated})
         sections += ["## Loss", "![loss over steps](loss.png)"]
     if samples and engine is not None:
         sections += ["## Held-out samples", _answered(samples, engine, run_dir)]
@@ -113,23 +116,6 @@ def _provenance(context: RunContext) -> dict[str, str]:
 
     argv = resolved_of(context.run_dir, {}).get("argv") or []
     return provenance(argv, context.dist.device, context.dist.world)
-
-
-def _draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Training and validation loss over steps. The object interface: no global state, no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot([row["step"] for row in metrics], [row["loss"] for row in metrics], label="training", linewidth=1)
-    validated = [row for row in metrics if "val_loss" in row]
-    axes.plot([row["step"] for row in validated], [row["val_loss"] for row in validated], "o-", label="validation")
-    axes.set(xlabel="step", ylabel="loss per target token (nats)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def _answered(samples: Sequence[Conversation], engine: Any, run_dir: Path) -> str:
