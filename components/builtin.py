@@ -186,3 +186,21 @@ def _run() -> Iterator[ComponentSpec]:
         build="components.trackers.jsonl:build",
         summary="metrics.jsonl in the run directory",
     )
+    yield tracker(
+        "tensorboard",
+        config="components.trackers.config:TensorBoard",
+        build="components.trackers.services:build_tensorboard",
+        summary="event files for TensorBoard; extra tensorboard",
+    )
+    yield tracker(
+        "wandb",
+        config="components.trackers.config:Wandb",
+        build="components.trackers.services:build_wandb",
+        summary="Weights & Biases, offline unless asked; extra wandb",
+    )
+    yield tracker(
+        "trackio",
+        config="components.trackers.config:Trackio",
+        build="components.trackers.services:build_trackio",
+        summary="trackio's database on this machine; extra trackio",
+    )

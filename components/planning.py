@@ -2,7 +2,7 @@
 
 The parts run once on tensors without data. torch's counter adds up the floating-point operations of matrix
 products and convolutions, and a hook sees what autograd would keep for the backward pass, so a third party's
-part is counted like a built-in one.
+part is counted like a built-in one. What a training step costs is :mod:`components.flops`'s to say.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.compose import PARTS, build_model, component_options
+from components.flops import StepFlops
 from components.vlm import VLM
 from ghostvis_plugins import ConfigError
 
@@ -52,24 +53,20 @@ class Plan:
     tokens_per_image: int
     vocab_size: int
     context: int  # tokens of the document that the backbone's figures hold for
+    step: StepFlops | None = None  # under the learning rates of a run
 
     @property
     def parameters(self) -> int:
         return sum(part.parameters for part in self.parts)
 
-    def training_flops(self, *, tokens: int, images: int, targets: int, trained: Collection[str]) -> int:
-        """Forward and backward pass of one step.
+    def training_flops(self, *, tokens: int, images: int, targets: int) -> int:
+        """Forward and backward pass of one step of documents of ``context`` tokens; every picture is encoded.
 
-        A frozen part costs its forward pass, and as much again for the gradient of its input if something before
-        it is trained. The encoder counts for every image; with cached features it is free.
+        Raises ValueError when there are no learning rates to say what trains.
         """
-        units = {"image": images, "token": tokens, "target": targets}
-        total, upstream = 0, False
-        for part in self.parts:
-            own = part.kind.replace("head", "backbone") in trained
-            upstream = upstream or own
-            total += (1 + own + upstream) * part.flops * units[part.unit]
-        return total
+        if self.step is None:
+            raise ValueError("what a step costs hangs on what trains: give plan() a freeze")
+        return round(self.step.of(tokens, tokens * self.context, targets, images, images))
 
     def training_bytes(self, *, tokens: int, images: int, targets: int, trained: Collection[str]) -> int:
         """Memory of a float32 step with AdamW: weights, gradients, two moments, activations; no more of the process."""
@@ -87,12 +84,24 @@ class Plan:
 
 
 def plan(
-    values: Mapping[str, Any], registry: Registry, vocab_size: int, *, origins: Mapping[str, str] | None = None
+    values: Mapping[str, Any],
+    registry: Registry,
+    vocab_size: int,
+    *,
+    origins: Mapping[str, str] | None = None,
+    freeze: Callable[[VLM], object] | None = None,
 ) -> Plan:
-    """The plan of the model that ``values`` describe. Raises what :func:`components.compose.build_model` raises."""
+    """The plan of the model that ``values`` describe. Raises what :func:`components.compose.build_model` raises.
+
+    With ``freeze``, which sets what trains, the plan tells what a step costs, too.
+    """
     model = build_model(values, registry, vocab_size, meta=True, origins=origins)
     names = {kind: (component_options(values, kind) or {}).get("name", "") for kind in PARTS}
-    return _measure(model, names)
+    measured = _measure(model, names)
+    if freeze is None:
+        return measured
+    freeze(model)
+    return replace(measured, step=StepFlops.measure(model))
 
 
 def _measure(model: VLM, names: Mapping[str, str]) -> Plan:

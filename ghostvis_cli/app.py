@@ -16,11 +16,39 @@ import typer
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.manager import PluginInfo, Registry
 
-from . import chat, checkpoints, components, config, data, doctor, evaluate, plugins, recipes, speedrun, train, weights
+from . import (
+    chat,
+    checkpoints,
+    components,
+    config,
+    data,
+    doctor,
+    evaluate,
+    plugins,
+    recipes,
+    runs,
+    speedrun,
+    train,
+    weights,
+)
 from .output import epilog, note, rich_help, warn
 from .session import debugging, registry, take_global_options
 
-GROUPS = (speedrun, train, evaluate, chat, data, weights, checkpoints, components, plugins, recipes, config, doctor)
+GROUPS = (
+    speedrun,
+    train,
+    runs,
+    evaluate,
+    chat,
+    data,
+    weights,
+    checkpoints,
+    components,
+    plugins,
+    recipes,
+    config,
+    doctor,
+)
 
 EXIT_CODES = {
     ExitCode.OK: "done",

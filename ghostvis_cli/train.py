@@ -127,10 +127,17 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
     if vocab_size is None:
         return {}
     from components.planning import plan
+    from stages.optim import apply_table
 
     stage = resolved.values["stage"]
     values = {**resolved.values, **_kept_parts(resolved.values)}
-    made = plan(values, registry(), vocab_size, origins=resolved.origins)
+    made = plan(
+        values,
+        registry(),
+        vocab_size,
+        origins=resolved.origins,
+        freeze=lambda model: apply_table(model, stage["train"]),
+    )
     trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
     trained = {part.kind for part in made.parts if part.kind != "head" and ("*" in trained or part.kind in trained)}
     images = stage["batch_tokens"] // (2 * made.tokens_per_image) if made.tokens_per_image else 0
@@ -140,10 +147,10 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
     return {
         **made.to_json(),
         "trained": sorted(trained),
-        "step_flops": made.training_flops(**work, trained=trained),
+        "step_flops": made.training_flops(**work),
         "peak_bytes": made.training_bytes(**{k: int(v * micro) for k, v in work.items()}, trained=trained),
         "steps": stage["steps"],
-        "seconds": _seconds(made.training_flops(**work, trained=trained), stage["steps"]),
+        "seconds": _seconds(made.training_flops(**work), stage["steps"]),
         "assumed": work,
     }
 

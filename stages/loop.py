@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from components.batch import Batch
+from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
 from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError, UnavailableError
 
@@ -33,6 +34,7 @@ from .data import StepPlan, Stream, StreamState, shard_of
 from .distributed import autocast
 from .ledger import BadSample, Ledger
 from .loader import Collator, Loader
+from .meter import PHASES, Meter
 from .optim import Schedule, clip_gradients, set_modes
 from .packing import Cost
 from .progress import Progress
@@ -41,6 +43,12 @@ from .validation import Validation
 from .watchdog import Watchdog
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+MEASURED = frozenset({
+    "seconds", "tokens_per_second", "images_per_second", "flops", "flops_per_second", "mfu", "memory_bytes",
+    "energy_joules", "time_other", *(f"time_{phase}" for phase in PHASES),
+})  # fmt: skip
+"""Figures that hang on the machine and on what was cached, not on seed and samples."""
 
 
 @dataclass
@@ -79,6 +87,9 @@ class Loop:
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
+        self.flops = StepFlops.measure(self.model)
+        self.peak = peak_flops(self.dist.device)
+        self.meter = Meter(self.dist.device, main=self.dist.is_main)
 
     def run(self) -> None:
         """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are.
@@ -106,9 +117,8 @@ class Loop:
             self.progress.update(self.step, row)
             due = self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0
             stop = self._stop and not last  # a complete run has nothing to be continued
-            if (
-                last or stop or due or (better and self.config.export == "best")
-            ):  # else nothing would read the better one
+            read = better and self.config.export == "best"  # otherwise nothing would read the better one
+            if last or stop or due or read:
                 self._save(must=last or stop)
                 watchdog.beat()
             if stop:
@@ -120,34 +130,33 @@ class Loop:
     def _step(self, loader: Loader, step: int) -> dict[str, Any]:
         """One optimizer step; returns its row of metrics. Raises GhostVisError when too many in a row were left out."""
         began = time.perf_counter()
-        torch.manual_seed(step_seed(self.context.seed, step, self.dist.rank))
+        seed_generators(step_seed(self.context.seed, step, self.dist.rank), self.dist.device)
         set_modes(self.model)
-        loaded = loader.next_step()
+        with self.meter.phase("data"):
+            loaded = loader.next_step()
         plan = loaded.plan
-        waits = _Waits(time.perf_counter() - began)
-        nll, learnt = self._backward(waits(loaded.batches()), plan.targets)
-        counts = nll.new_tensor([learnt, len(loaded.bad), self.stopping.requested])
-        totals = self.dist.sum_(torch.cat([nll.view(1), counts]))
+        nll, learnt, flops = self._backward(loaded.batches(), plan.targets)
+        own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), self.stopping.requested]
+        totals = self.dist.sum_(torch.cat([nll[None], nll.new_tensor(own)]))
         self.dist.sum_gradients(self.parameters)
-        loss_sum, targets, failed, stops = totals.tolist()
+        loss_sum, targets, failed, gigaflops, joules, stops = totals.tolist()
         self._stop = stops > 0
         if failed or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
         if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made
             self._rescale(plan.targets, targets, step)
         loss = loss_sum / targets
-        computed = time.perf_counter()
 
         rate = self.schedule.apply(self.optimizer, step)
-        norm = clip_gradients(self.parameters, self.config.clip).item()
-        if math.isfinite(loss) and math.isfinite(norm):  # both are sums over ranks: all decide alike
-            self.optimizer.step()
-            self.skipped_in_a_row = 0
-        else:
-            self._skip(step, loss, norm, plan)
-        self.optimizer.zero_grad(set_to_none=True)
+        with self.meter.phase("optimizer"):
+            norm = clip_gradients(self.parameters, self.config.clip).item()
+            if math.isfinite(loss) and math.isfinite(norm):  # both are sums over ranks: all decide alike
+                self.optimizer.step()
+                self.skipped_in_a_row = 0
+            else:
+                self._skip(step, loss, norm, plan)
+            self.optimizer.zero_grad(set_to_none=True)
         self.state = plan.state
-        ended = time.perf_counter()
         return {
             "loss": loss,
             "lr": rate,
@@ -162,23 +171,50 @@ class Loop:
             "bad_samples": len(self.ledger.entries),
             "skipped_steps": self.skipped_steps,
             "data_hash": plan.data_hash,
-            "tokens_per_second": round(plan.tokens / (ended - began), 1),
-            "time_data": round(waits.seconds, 4),
-            "time_model": round(computed - began - waits.seconds, 4),
-            "time_optimizer": round(ended - computed, 4),
+            **self._measured(plan, time.perf_counter() - began, 1e9 * gigaflops, joules),
         }
 
-    def _backward(self, batches: Iterator[Batch], targets: int) -> tuple[torch.Tensor, int]:
-        """Gradients of the own share of the step's mean loss; the summed loss of the own bins, and their targets."""
-        total, learnt = torch.zeros((), device=self.dist.device), 0
-        for batch in batches:
+    def _measured(self, plan: StepPlan, seconds: float, flops: float, joules: float) -> dict[str, Any]:
+        """The figures in :data:`MEASURED`; ``mfu`` is the share of the devices' peak, ``memory_bytes`` this rank's."""
+        phases = self.meter.take()
+        row = {
+            "seconds": round(seconds, 5),
+            "tokens_per_second": round(plan.tokens / seconds, 1),
+            "images_per_second": round(plan.images / seconds, 2),
+            "flops": round(flops),
+            "flops_per_second": round(flops / seconds),
+            **{f"time_{name}": round(value, 5) for name, value in phases.items()},
+            "time_other": round(max(0.0, seconds - sum(phases.values())), 5),
+        }
+        if self.peak is not None:
+            row["mfu"] = round(flops / seconds / (self.peak * self.dist.world), 4)
+        if (memory := self.meter.memory()) is not None:
+            row["memory_bytes"] = memory
+        if joules:
+            row["energy_joules"] = round(joules, 2)
+        return row
+
+    def _backward(self, batches: Iterator[Batch], targets: int) -> tuple[torch.Tensor, int, float]:
+        """Gradients of the own share of the step's mean loss; loss, targets and operations, summed over own bins."""
+        total, learnt, flops = torch.zeros((), device=self.dist.device), 0, 0.0
+        while True:
+            before = self._encoded()
+            with self.meter.phase("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return total, learnt, flops
             learnt += batch.target_rows.numel()
-            with self._autocast():
+            flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
+            with self.meter.phase("forward"), self._autocast():
                 nll, _ = self.model.loss(batch.to(self.dist.device))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
-                (nll / targets).backward()
+                with self.meter.phase("backward"):
+                    (nll / targets).backward()
             total += nll.detach()
-        return total, learnt
+
+    def _encoded(self) -> int:
+        """Pictures that the encoder has seen for the sake of the feature cache."""
+        return 0 if self.collator.cache is None else self.collator.cache.encoded
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.context.values.get("dtype", "auto"), self.dist.device)
@@ -297,6 +333,19 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the CPU's generator and that of ``device``.
+
+    ``torch.manual_seed`` seeds every kind of device. One that has not been used keeps each call for later, with a
+    stack trace: 1.5 ms a step, and memory that grows.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def identity(context: RunContext, config: TrainConfig) -> dict[str, Any]:
     """What must not change when a run is resumed: it decides which samples come next."""
     return {
@@ -306,19 +355,3 @@ def identity(context: RunContext, config: TrainConfig) -> dict[str, Any]:
         "batch_tokens": config.batch_tokens,
         "pack_tokens": config.row_tokens,
     }
-
-
-class _Waits:
-    """Seconds that the loop spent waiting for data."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __call__(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            began = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds += time.perf_counter() - began
-            if batch is None:
-                return
-            yield batch

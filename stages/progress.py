@@ -47,7 +47,7 @@ class Progress:
         """Show the figures of a finished step."""
         if not self.talks:
             return
-        self.show(step, f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tok/s")
+        self.show(step, figures_of(row))
         if "val_loss" in row:
             bits = f"  bpb {row['val_bpb']:.4f}" if "val_bpb" in row else ""
             self.say(
@@ -71,6 +71,28 @@ class Progress:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def figures_of(row: Mapping[str, Any]) -> str:
+    """Loss and speed of a step in a few words."""
+    parts = [f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tok/s"]
+    if row.get("images_per_second"):
+        parts.append(f"{row['images_per_second']:,.0f} img/s")
+    if "mfu" in row:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    elif "flops_per_second" in row:
+        parts.append(f"{si(row['flops_per_second'])}FLOP/s")
+    if "memory_bytes" in row:
+        parts.append(f"{row['memory_bytes'] / 2**30:.1f} GiB")
+    return "  ".join(parts)
+
+
+def si(value: float) -> str:
+    """Three digits and a prefix: ``12.3 G``."""
+    for exponent, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if value >= 10**exponent:
+            return f"{value / 10**exponent:.3g} {prefix}"
+    return f"{value:.3g} "
 
 
 def clock(seconds: float) -> str:

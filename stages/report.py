@@ -12,8 +12,10 @@ from ghostvis_plugins.errors import MissingError
 from ghostvis_plugins.types import Conversation, Generation, Message
 
 from .context import RunContext
+from .curves import draw
+from .meter import PHASES
 from .optim import Row, format_table
-from .progress import clock
+from .progress import clock, si
 from .provenance import provenance, table
 from .shares import Share, markdown_shares
 
@@ -36,7 +38,9 @@ def write_report(
     sections += ["## What trained", f"```\n{format_table(rows)}\n```"]
     sections += ["## What it was taught", markdown_shares(shares)]
     if metrics:
-        _draw_curve(metrics, run_dir / "loss.png", stage)
+        validated = [(row["step"], row["val_loss"]) for row in metrics if "val_loss" in row]
+        training = [(row["step"], row["loss"]) for row in metrics]
+        draw({"training": training}, run_dir / "loss.png", title=stage, dotted={"validation": validated})
         sections += ["## Loss", "![loss over steps](loss.png)"]
     if samples and engine is not None:
         sections += ["## Held-out samples", _answered(samples, engine, run_dir)]
@@ -60,7 +64,7 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     last = metrics[-1]
     validated = [row for row in metrics if "val_loss" in row]
-    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in metrics)
+    seconds = sum(row["seconds"] for row in metrics)
     tokens = sum(row["tokens"] for row in metrics)
     figures: dict[str, Any] = {"steps": last["step"], "training loss": f"{last['loss']:.4f}"}
     if validated:
@@ -81,9 +85,30 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "left out": f"{sum(row['skipped'] for row in metrics)} too long, "
         f"{sum(row['cropped'] for row in metrics)} cropped, {last['bad_samples']} unusable",
         "training time": f"{clock(seconds)} ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
+        **_cost(metrics, seconds),
         "data hash": f"`{last['data_hash'][:16]}`",
     }
     return figures
+
+
+def _cost(metrics: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, str]:
+    """Operations, where the time went, memory and energy. A step's time has neither validation nor checkpoints."""
+    images, flops = sum(row["images"] for row in metrics), sum(row["flops"] for row in metrics)
+    rate = f"{si(flops / max(seconds, 1e-9))}FLOP/s"
+    if all("mfu" in row for row in metrics):
+        rate += f", MFU {sum(row['mfu'] * row['seconds'] for row in metrics) / seconds:.1%} of the bfloat16 peak"
+    spent = {name: sum(row[f"time_{name}"] for row in metrics) for name in (*PHASES, "other")}
+    cost = {
+        "computed": f"{si(flops)}FLOP ({rate})",
+        "time goes to": ", ".join(f"{name} {part / max(seconds, 1e-9):.0%}" for name, part in spent.items()),
+    }
+    if images:
+        cost["pictures per second"] = f"{images / max(seconds, 1e-9):,.1f}"
+    if memory := max(row.get("memory_bytes", 0) for row in metrics):
+        cost["peak memory"] = f"{memory / 2**30:.2f} GiB"
+    if joules := sum(row.get("energy_joules", 0.0) for row in metrics):
+        cost["energy"] = f"{joules / 3.6e6:.3g} kWh ({joules / max(seconds, 1e-9):.0f} W)"
+    return cost
 
 
 def _provenance(context: RunContext) -> dict[str, str]:
@@ -91,23 +116,6 @@ def _provenance(context: RunContext) -> dict[str, str]:
 
     argv = resolved_of(context.run_dir, {}).get("argv") or []
     return provenance(argv, context.dist.device, context.dist.world)
-
-
-def _draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Training and validation loss over steps. The object interface: no global state, no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot([row["step"] for row in metrics], [row["loss"] for row in metrics], label="training", linewidth=1)
-    validated = [row for row in metrics if "val_loss" in row]
-    axes.plot([row["step"] for row in validated], [row["val_loss"] for row in validated], "o-", label="validation")
-    axes.set(xlabel="step", ylabel="loss per target token (nats)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
 def _answered(samples: Sequence[Conversation], engine: Any, run_dir: Path) -> str:

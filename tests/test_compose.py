@@ -105,15 +105,12 @@ def test_plan_counts_what_the_model_has(tiny_values: dict[str, Any], builtin_reg
     assert by_kind["encoder"].flops > 1e5
 
 
-def test_frozen_parts_cost_less(tiny_values: dict[str, Any], builtin_registry: Registry) -> None:
+def test_frozen_parts_need_less_memory(tiny_values: dict[str, Any], builtin_registry: Registry) -> None:
     made = plan(tiny_values, builtin_registry, 320)
     work = {"tokens": 1000, "images": 10, "targets": 100}
     choices: list[set[str]] = [set(), {"projector"}, {"projector", "backbone"}, set(MODEL_KINDS)]
-    flops = [made.training_flops(**work, trained=trained) for trained in choices]
     memory = [made.training_bytes(**work, trained=trained) for trained in choices]
-    assert flops == sorted(set(flops))
     assert memory == sorted(set(memory))
-    assert flops[-1] == 3 * flops[0]
     assert memory[0] == 4 * made.parameters
 
 

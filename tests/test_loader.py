@@ -43,6 +43,7 @@ from stages.distributed import Distributed
 from stages.features import FeatureCache
 from stages.ledger import BadSample, by_index
 from stages.loader import Collator, Loader
+from stages.loop import MEASURED
 from stages.order import Order
 from stages.packing import Cost
 from stages.runner import run
@@ -239,8 +240,7 @@ def test_unpacked_equals_packed(start: Path, tmp_path: Path) -> None:
 
 
 def _rows(run_dir: Path) -> list[dict[str, Any]]:
-    times = {"tokens_per_second", "time_data", "time_model", "time_optimizer"}
-    return [{key: value for key, value in row.items() if key not in times} for row in read_metrics(run_dir)]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run_dir)]
 
 
 # Bad data in a real run.

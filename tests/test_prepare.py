@@ -150,9 +150,7 @@ def test_bad_samples_are_left_out_and_listed(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "train" / LEDGER).read_text().splitlines()]
     assert [row["id"] for row in rows] == ["faulty/3", "faulty/5", "faulty/7", "faulty/9"]
     assert {row["source"] for row in rows} == {"faulty"}
-    for row, reason in zip(
-        rows, ["damaged PNG", "damaged PNG", "not valid Unicode", "empty answer"], strict=True
-    ):
+    for row, reason in zip(rows, ["damaged PNG", "damaged PNG", "not valid Unicode", "empty answer"], strict=True):
         assert reason in row["reason"]
     found = build(WebDataset(path=str(tmp_path / "train"), validation=0), split="train")
     assert [found[number].id for number in range(3, 6)] == ["faulty/4", "faulty/6", "faulty/8"]

@@ -12,7 +12,8 @@ from miniature import registry, values, write_tokenizer
 
 from components.trackers.jsonl import JsonlTracker, read_metrics, rewind
 from ghostvis_plugins.types import Conversation, assistant, user
-from stages.progress import Progress, clock
+from stages.meter import PHASES, _powercap
+from stages.progress import Progress, clock, figures_of, si
 from stages.report import _credit
 from stages.runner import run
 
@@ -89,6 +90,57 @@ def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[st
     assert lines[0].startswith("align 4/10  loss 1.2500  1,234 tok/s  eta 0:0")
     assert lines[2] == "align 10/10  validation loss 0.5000  accuracy 87.5%"
     assert "\x1b" not in said.err
+
+
+def test_every_step_is_accounted_for(run_dir: Path) -> None:
+    """Phases add up to the step, work to the rate; nothing is said of a peak that nobody knows."""
+    for row in read_metrics(run_dir):
+        phases = [row[f"time_{name}"] for name in (*PHASES, "other")]
+        assert sum(phases) == pytest.approx(row["seconds"], abs=1e-4)
+        assert min(row[f"time_{name}"] for name in ("forward", "backward", "optimizer")) > 0
+        assert row["flops"] == pytest.approx(row["flops_per_second"] * row["seconds"], rel=0.01)
+        assert row["images_per_second"] == pytest.approx(row["images"] / row["seconds"], rel=0.01)
+        assert row["memory_bytes"] > 50e6
+        assert "mfu" not in row
+    text = (run_dir / "report.md").read_text()
+    for name in ("computed", "time goes to", "pictures per second", "peak memory"):
+        assert f"| {name} |" in text
+
+
+def test_pictures_are_encoded_once_and_paid_once(tmp_path: Path) -> None:
+    """With kept features the second epoch costs less, by what the encoder would have cost."""
+    start = write_tokenizer(tmp_path / "tokenizer")
+    flops = {}
+    for kept in ("none", "memory"):
+        given = values(start, stage__features=kept, stage__eval_samples=0, dataset__colours__size=4, stage__steps=8)
+        given["dataset"].pop("texts")
+        run(given, registry(), tmp_path / kept)
+        flops[kept] = [row["flops"] for row in read_metrics(tmp_path / kept)]
+    assert flops["none"][0] >= flops["memory"][0]
+    assert flops["none"][-1] > flops["memory"][-1]
+
+
+def test_energy_is_read_where_it_may_be(tmp_path: Path) -> None:
+    assert _powercap(tmp_path) is None
+    counters = [tmp_path / f"intel-rapl:{number}" / "energy_uj" for number in range(2)]
+    for number, counter in enumerate(counters):
+        counter.parent.mkdir()
+        counter.write_text(f"{number + 1}000000\n")
+    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of package 0, which is in its sum
+    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("5000000\n")
+    read = _powercap(tmp_path)
+    assert read is not None
+    assert read() == 3.0
+    counters[0].unlink()
+    counters[0].mkdir()  # cannot be read
+    assert _powercap(tmp_path) is None
+
+
+def test_figures_of_a_step_are_short() -> None:
+    row = {"loss": 1.5, "tokens_per_second": 1234.5, "images_per_second": 9.6, "mfu": 0.4123, "memory_bytes": 3 * 2**30}
+    assert figures_of(row) == "loss 1.5000  1,234 tok/s  10 img/s  MFU 41.2%  3.0 GiB"
+    assert figures_of({"loss": 1, "tokens_per_second": 1, "flops_per_second": 12.34e9}).endswith("12.3 GFLOP/s")
+    assert [si(value) for value in (12, 1234, 5e12)] == ["12 ", "1.23 k", "5 T"]
 
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
