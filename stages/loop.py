@@ -290,7 +290,7 @@ class Loop:
             "best": self.best,
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "identity": identity(self.context, self.config),
+            "identity": identity(self.context, self.config, self.stream.datasets),
         }
         written = True
         if self.dist.is_main:
@@ -346,12 +346,15 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
 
 
-def identity(context: RunContext, config: TrainConfig) -> dict[str, Any]:
+def identity(context: RunContext, config: TrainConfig, datasets: Mapping[str, Any]) -> dict[str, Any]:
     """What must not change when a run is resumed: it decides which samples come next."""
     return {
         "stage": (context.values.get("stage") or {}).get("name"),
         "seed": context.seed,
         "dataset": context.values.get("dataset"),
+        "samples": {name: len(dataset) for name, dataset in datasets.items()},  # the order is one of their numbers
+        "too_long": config.too_long,
+        "word_dropout": config.word_dropout,
         "batch_tokens": config.batch_tokens,
         "pack_tokens": config.row_tokens,
     }

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from components.images import decode
+from components.samples import UNUSABLE, check_learnable
 from components.trackers.jsonl import JsonlTracker, rewind
 from components.weights import save_model
 from ghostvis_plugins.errors import ConfigError, GhostVisError
@@ -114,10 +116,11 @@ def _prepare(
     """Data, optimizer, trackers and the loop over them, as new or as the checkpoint left them."""
     dist, model = context.dist, start.model
     state = resumed.state() if resumed else {}
-    if resumed:
-        _check_identity(state["identity"], identity(context, config), resumed)
     limit = min(config.micro_tokens, model.backbone.max_positions)
     datasets = _training_data(context)
+    if resumed:
+        sets = {name: dataset for name, (dataset, _) in datasets.items()}
+        _check_identity(state["identity"], identity(context, config, sets), resumed)
     ledger = Ledger(
         context.run_dir / "bad_samples.jsonl" if dist.is_main else None,
         config.max_bad_fraction,
@@ -233,6 +236,9 @@ def _validation(
     )
     plan = stream.first(config.eval_samples)
     if not plan.samples:
+        if context.dist.is_main:
+            reason = plan.bad[0].reason if plan.bad else "all are too long"
+            _warn(f"none of {plan.skipped + len(plan.bad)} validation samples can be used; no validation: {reason}")
         return None
     cost = Cost.of(start.model, encodes=config.features == "none")
     return Validation(plan, config, context.dist, cost, start.tokenizer.token_bytes)
@@ -274,7 +280,7 @@ def _finish(trackers: Sequence[Any]) -> None:
 def _export(
     context: RunContext, config: TrainConfig, start: Start, rows: Sequence[Row], loop: Loop, shares: Sequence[Share]
 ) -> None:
-    """Model directory, report and ``latest``, in this order: the pointer moves when all is there."""
+    """Model directory, ``latest``, report, in this order: the pointer moves when the model is there."""
     folder = context.run_dir / "model"
     start.model.eval()
     config_json = {"components": start.components, "eval": config.eval or _eval_tasks(context, start)}
@@ -289,8 +295,8 @@ def _export(
         "exported": f"step {exported}",
         "processes": context.dist.world,
     }
-    write_report(context, rows, facts, shares, samples, engine)
     set_latest(context.run_dir, folder)
+    write_report(context, rows, facts, shares, samples, engine)
 
 
 def _eval_tasks(context: RunContext, start: Start) -> list[str]:
@@ -307,10 +313,21 @@ def _samples_to_show(context: RunContext, count: int) -> list[Conversation]:
         return []
     datasets = {name: dataset for name, (dataset, _) in context.datasets("validation").items() if len(dataset)}
     shown: list[Conversation] = []
-    for position in range(count):
+    for position in range(10 * count):  # not each of them can be shown
         for name, dataset in datasets.items():
             if len(shown) < count and position < len(dataset):
-                sample = dataset[Order(VALIDATION_SEED, name, len(dataset))(position)]
-                if isinstance(sample, Conversation) and any(m.role == "assistant" for m in sample.messages):
-                    shown.append(sample)
+                sample = _showable(dataset, Order(VALIDATION_SEED, name, len(dataset))(position))
+                shown += [sample] if sample is not None else []
     return shown
+
+
+def _showable(dataset: Any, index: int) -> Conversation | None:
+    """A conversation that can be answered; None for another, or a bad one, which training has on its ledger."""
+    try:
+        sample = dataset[index]
+        check_learnable(sample)
+        for image in getattr(sample, "images", ()):
+            decode(image)
+    except UNUSABLE:
+        return None
+    return sample if isinstance(sample, Conversation) else None

@@ -53,8 +53,8 @@ class Validation:
         pictures."""
         model.eval()
         totals = torch.zeros(len(self.sources), 5, dtype=torch.float64)  # nll, right, targets; nll and bytes of text
-        bad: list[BadSample] = []
         # Numbers of samples are those of the training split wherever bad ones are looked up, so these have none.
+        bad = [replace(entry, index=-1) for entry in self.plan.bad]
         with Ahead(map(collator.prepare, self.bins), self.prefetch, prologue=self.dist.use_device) as bins:
             for prepared in bins:
                 bad += [replace(entry, index=-1) for entry in prepared.bad]

@@ -112,7 +112,7 @@ def build_colours(config: Options, *, split: Split) -> SampleList:
 def build_texts(config: Options, *, split: Split) -> SampleList:
     """Documents of different lengths."""
     words = ["the", "red", "fox", "sees", "a", "green", "leaf", "and", "a", "blue", "bird", "under", "yellow", "light"]
-    texts = [" ".join(words[i % 5 : 5 + i % 11]) for i in range(config.size)]
+    texts = [" ".join(words[i % 5 : 3 + i % 11] or words[:1]) for i in range(config.size)]
     if config.long:
         texts[0] = " ".join(words * config.long)
     return SampleList([Document(text, f"texts/{split}/{i}") for i, text in enumerate(texts)])

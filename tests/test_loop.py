@@ -220,6 +220,27 @@ def test_resume_refuses_other_data(start: Path, tmp_path: Path) -> None:
         run(given, registry(), tmp_path / "a")
 
 
+def test_resume_refuses_data_that_grew_or_shrank(start: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(f'{{"text": "the red fox sees leaf number {n}"}}\n' for n in range(40)))
+    given = values(start, stage__steps=2, stage__eval_samples=0)
+    given["dataset"] = {"jsonl": {"path": str(file), "weight": 1.0}, "colours": {"weight": 1.0}}
+    run(given, registry(), tmp_path / "a")
+    with file.open("a") as more:
+        more.write('{"text": "one more"}\n')
+    with pytest.raises(ConfigError, match="samples was"):
+        run(given, registry(), tmp_path / "a", resume=True)
+
+
+def test_unusable_samples_neither_end_a_finished_run_nor_hide_in_validation(start: Path, tmp_path: Path) -> None:
+    given = values(start, dataset__colours__mute=30, stage__max_bad_fraction=1.0, stage__show_samples=2, stage__steps=3)
+    run(given, registry(), tmp_path / "runs" / "a")
+    assert (tmp_path / "runs" / "latest").exists()
+    assert "What colour is it?" in (tmp_path / "runs" / "a" / "report.md").read_text()
+    lines = map(json.loads, (tmp_path / "runs" / "a" / "bad_samples.jsonl").read_text().splitlines())
+    assert sum(line["id"].startswith("colours/validation/") for line in lines) == 30
+
+
 def test_seeds_differ_by_step_and_rank() -> None:
     seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(20) for rank in range(4)}
     assert len(seeds) == 400
@@ -227,7 +248,12 @@ def test_seeds_differ_by_step_and_rank() -> None:
 
 def test_bad_samples_are_left_out_counted_and_named(start: Path, tmp_path: Path) -> None:
     given = values(
-        start, dataset__colours__broken=3, dataset__colours__mute=2, stage__max_bad_fraction=0.1, stage__steps=20
+        start,
+        dataset__colours__broken=3,
+        dataset__colours__mute=2,
+        stage__max_bad_fraction=0.1,
+        stage__steps=20,
+        stage__eval_samples=0,
     )
     run(given, registry(), tmp_path / "a")
     lines = [json.loads(line) for line in (tmp_path / "a" / "bad_samples.jsonl").read_text().splitlines()]
