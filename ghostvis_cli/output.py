@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,8 +18,16 @@ SCHEMA = 1
 
 
 def emit_json(**document: Any) -> None:
-    """One JSON document on stdout, and nothing else there."""
-    print(json.dumps({"schema": SCHEMA, **document}, indent=2, ensure_ascii=False, allow_nan=False))
+    """One JSON document on stdout, and nothing else there. What is not a number is null."""
+    print(json.dumps(_finite({"schema": SCHEMA, **document}), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(message: str) -> None:

@@ -87,7 +87,7 @@ class Loop:
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
-        self.flops = StepFlops.measure(self.model)
+        self.flops = self._operations()
         self.peak = peak_flops(self.dist.device)
         self.meter = Meter(self.dist.device, main=self.dist.is_main)
 
@@ -186,7 +186,9 @@ class Loop:
             **{f"time_{name}": round(value, 5) for name, value in phases.items()},
             "time_other": round(max(0.0, seconds - sum(phases.values())), 5),
         }
-        if self.peak is not None:
+        if self.flops is None:
+            del row["flops"], row["flops_per_second"]
+        elif self.peak is not None:
             row["mfu"] = round(flops / seconds / (self.peak * self.dist.world), 4)
         if (memory := self.meter.memory()) is not None:
             row["memory_bytes"] = memory
@@ -204,13 +206,23 @@ class Loop:
             if batch is None:
                 return total, learnt, flops
             learnt += batch.target_rows.numel()
-            flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
+            if self.flops is not None:
+                flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
             with self.meter.phase("forward"), self._autocast():
                 nll, _ = self.model.loss(batch.to(self.dist.device))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
                 with self.meter.phase("backward"):
                     (nll / targets).backward()
             total += nll.detach()
+
+    def _operations(self) -> StepFlops | None:
+        """The cost of a batch; None where a part cannot run on the meta device, which no protocol asks of one."""
+        try:
+            return StepFlops.measure(self.model)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            self._alarm(f"operations are not counted: the model does not run on torch's meta device: {reason}")
+            return None
 
     def _encoded(self) -> int:
         """Pictures that the encoder has seen for the sake of the feature cache."""

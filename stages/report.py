@@ -93,13 +93,13 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _cost(metrics: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, str]:
     """Operations, where the time went, memory and energy. A step's time has neither validation nor checkpoints."""
-    images, flops = sum(row["images"] for row in metrics), sum(row["flops"] for row in metrics)
+    images, flops = sum(row["images"] for row in metrics), sum(row.get("flops", 0) for row in metrics)
     rate = f"{si(flops / max(seconds, 1e-9))}FLOP/s"
     if all("mfu" in row for row in metrics):
         rate += f", MFU {sum(row['mfu'] * row['seconds'] for row in metrics) / seconds:.1%} of the bfloat16 peak"
     spent = {name: sum(row[f"time_{name}"] for row in metrics) for name in (*PHASES, "other")}
     cost = {
-        "computed": f"{si(flops)}FLOP ({rate})",
+        **({"computed": f"{si(flops)}FLOP ({rate})"} if flops else {}),
         "time goes to": ", ".join(f"{name} {part / max(seconds, 1e-9):.0%}" for name, part in spent.items()),
     }
     if images:

@@ -26,13 +26,13 @@ from miniature import flat, registry, values, write_tokenizer
 from components.trackers.jsonl import read_metrics
 from ghostvis_plugins.errors import RequeueError
 from stages import checkpoint
+from stages.loop import MEASURED
 from stages.runner import run
 
 _LOADED_ONCE = (matplotlib.figure, torch._dynamo)  # else every forked process spends most of its time on these
 
 STEPS, EVERY = 30, 4
 WAYS = ("kill -9", "SIGTERM", "SIGKILL of one of two", "SIGTERM of one of two", "SIGKILL of both")
-TIMES = ("time", "tokens_per_second")
 
 
 @dataclass
@@ -112,7 +112,7 @@ def train(folder: Path, start: Path, world: int, *, seconds: float = 0.0, resume
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Metrics without wall-clock figures."""
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in read_metrics(folder)]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(folder)]
 
 
 def kill_and_continue(home: Path, number: int, way: str, dice: random.Random) -> Killed:

@@ -35,7 +35,7 @@ class Slow:
 
 def build_words(config: NoOptions, *, split: Split) -> SampleList:
     words = ["the", "red", "fox", "sees", "a", "green", "leaf", "and", "a", "blue", "bird", "under", "yellow", "light"]
-    texts = [" ".join(words[i % 5 : 3 + i % 11]) for i in range(60)]
+    texts = [" ".join(words[i % 5 : 3 + i % 11] or words[:1]) for i in range(60)]
     return SampleList([Document(text, f"words/{split}/{i}") for i, text in enumerate(texts)])
 
 

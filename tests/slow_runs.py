@@ -13,9 +13,9 @@ from typing import Any
 from miniature import write_tokenizer
 
 from components.trackers.jsonl import read_metrics
+from stages.loop import MEASURED
 
 HERE = Path(__file__).resolve().parent
-TIMES = ("time", "tokens_per_second")
 STEPS = 24
 
 
@@ -94,4 +94,4 @@ def end(process: subprocess.Popen[str]) -> int:
 def rows(home: Path, name: str) -> list[dict[str, Any]]:
     """Metrics without wall-clock figures."""
     found = read_metrics(home / "runs" / name)
-    return [{key: value for key, value in row.items() if not key.startswith(TIMES)} for row in found]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in found]

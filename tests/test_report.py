@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -76,6 +78,18 @@ def test_metrics_rewind(tmp_path: Path) -> None:
     tracker.log(4, {"loss": 0.4})
     tracker.finish()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_no_number_is_null_on_disk_and_nan_again(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path)
+    tracker.log(1, {"loss": float("nan"), "grad_norm": float("inf"), "tokens": 7})
+    tracker.log(2, {"loss": 0.5})
+    tracker.finish()
+    first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first) == {"step": 1, "loss": None, "grad_norm": None, "tokens": 7}
+    assert math.isnan(read_metrics(tmp_path)[0]["loss"])
+    rewind(tmp_path, 1)
+    assert (tmp_path / "metrics.jsonl").read_text() == f"{first}\n"
 
 
 def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

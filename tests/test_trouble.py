@@ -17,7 +17,6 @@ import torch
 from miniature import COLOURS, EncoderOptions, TinyEncoder, registry, square, values, write_tokenizer
 from pydantic import BaseModel
 from safetensors.torch import load_file
-from slow_runs import TIMES
 from torch import Tensor
 
 from components.images import pixels_of
@@ -25,6 +24,7 @@ from components.trackers.jsonl import read_metrics
 from ghostvis_plugins import ComponentSpec, encoder, tracker
 from ghostvis_plugins.errors import UnavailableError
 from stages import checkpoint
+from stages.loop import MEASURED
 from stages.runner import run
 from stages.watchdog import Watchdog
 
@@ -41,7 +41,7 @@ class NoOptions(BaseModel):
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in read_metrics(run_dir)]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(run_dir)]
 
 
 class Brittle(TinyEncoder):

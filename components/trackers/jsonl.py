@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
+        self._file.write(_line({"step": step, **metrics}))
         self._file.flush()
 
     def finish(self) -> None:
@@ -30,13 +31,22 @@ class JsonlTracker:
         self._file.close()
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    """JSON has no word for what is not a number, such as the loss of a step that was left out: it is null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics; a line cut short by a crash can only be the last."""
+    """Every whole line of a run's metrics, null as NaN; a line cut short by a crash can only be the last."""
     path = run_dir / FILE
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    rows = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
+    return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
 
 
 def rewind(run_dir: Path, step: int) -> None:
@@ -47,7 +57,7 @@ def rewind(run_dir: Path, step: int) -> None:
         return
     private = path.with_suffix(".tmp")
     with private.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        file.writelines(map(_line, kept))
         file.flush()
         os.fsync(file.fileno())
     private.replace(path)
