@@ -12,17 +12,23 @@ from ghostvis_plugins import ExitCode
 from .options import Json
 from .output import emit_json, examples, note, short_path, table
 
+EXAMPLE = "runs/tiny-2-pretrain"
 Run = Annotated[str, typer.Argument(help="Name of a run, or its folder.", metavar="RUN")]
 
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(help="List, verify, prune and compare the checkpoints of a run.", no_args_is_help=True)
-    group.command("list")(list_)
-    group.command()(verify)
-    group.command()(prune)
-    group.command()(diff)
-    epilog = examples("ghostvis ckpt list runs/tiny-2-pretrain", "ghostvis ckpt verify runs/tiny-2-pretrain --json")
-    app.add_typer(group, name="ckpt", rich_help_panel="Models", epilog=epilog)
+    group.command("list", epilog=_examples("list", " --json"))(list_)
+    group.command(epilog=_examples("verify", " --json"))(verify)
+    group.command(epilog=_examples("prune --dry-run", " --keep 2"))(prune)
+    group.command(epilog=_examples("diff", " --top 5"))(diff)
+    app.add_typer(group, name="ckpt", rich_help_panel="Models")
+
+
+def _examples(command: str, more: str) -> str:
+    """One as it is, one with ``more`` behind it."""
+    line = f"ghostvis ckpt {command} {EXAMPLE}"
+    return examples(line, line + more)
 
 
 def list_(run: Run, json: Json = False) -> None:
