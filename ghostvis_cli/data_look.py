@@ -121,20 +121,20 @@ def stats(
 
     registry().get("dataset", name)  # an unknown name is a mistake; a split that is not there is not
     words = open_tokenizer(tokenizer)
-    found, rows, absent = {}, [], []
+    found, rows, absent = {}, [], {}
     for split in SPLITS:
         try:
             dataset = build(name, split, sets)
         except MissingError as error:
-            absent.append(error)
+            absent[split] = error
             continue
         found[split] = facts(dataset, words, count)
         rows.append({"split": split, **found[split].table(), "dropped": getattr(dataset, "dropped", 0)})
         for id, reason in found[split].unusable[:3]:
             warn(f"{split}: '{id}' cannot be used: {reason}")
     if not found:
-        raise absent[0]
-    for missing in absent:
+        raise absent[SPLITS[0]]
+    for missing in absent.values():
         warn(missing.message)
     if out is not None:
         try:
@@ -145,7 +145,8 @@ def stats(
         except OSError as error:
             raise DataError(f"--out {out}: cannot be written: {error.strerror or error}") from error
     if json:
-        emit_json(dataset=name, splits=rows, picture=str(out) if out else None)
+        reasons = {split: error.message for split, error in absent.items()}
+        emit_json(dataset=name, splits=rows, missing=reasons, picture=str(out) if out else None)
         return
     _print_stats(rows)
     if out is not None:

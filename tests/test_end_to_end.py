@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from published_files import chartqa_official, vqav2_official
 
 ROOT = Path(__file__).resolve().parents[1]
 GHOSTVIS = [sys.executable, "-m", "ghostvis_cli"]
@@ -208,6 +209,15 @@ def test_the_documented_commands_are_found() -> None:
     assert len(documented_commands()) > 15
 
 
+def make_data_of_a_reader(home: Path) -> None:
+    """What the documentation supposes in /data and in the working folder."""
+    chartqa_official(home / "data/ChartQA")
+    vqav2_official(home / "data/vqa")
+    (home / "data/coco").symlink_to(home / "data/vqa/pictures")
+    said = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello, you"}]}
+    (home / "chats.jsonl").write_text(f"{json.dumps(said)}\n" * 40)
+
+
 @pytest.mark.parametrize(("command", "file"), documented_commands())
 def test_every_documented_command_runs(home: Path, installed: dict[str, str], command: str, file: str) -> None:
     if any(command.startswith(prefix) for prefix in NOT_RUN):
@@ -222,4 +232,6 @@ def test_every_documented_command_runs(home: Path, installed: dict[str, str], co
     if not (home / "tests").exists():
         (home / "tests").symlink_to(ROOT / "tests")
         (home / "examples").symlink_to(ROOT / "examples")
+        make_data_of_a_reader(home)
+    words = [word.replace("/data/", f"{home}/data/") for word in words]
     ghostvis(home, *words, **(installed if file.startswith("examples/") else {}))

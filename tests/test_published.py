@@ -615,7 +615,8 @@ def test_threads_read_the_same_samples(written) -> None:
 
 
 def test_bad_rows_are_noted_with_their_ids_and_training_goes_on(tmp_path: Path, tiny_tokenizer) -> None:
-    from stages.data import Collator, Stream
+    from stages.data import Stream
+    from stages.loader import Collator
 
     name, options = fresh("chartqa/official", tmp_path)
     path = tmp_path / "test" / "test_human.json"
@@ -630,22 +631,29 @@ def test_bad_rows_are_noted_with_their_ids_and_training_goes_on(tmp_path: Path, 
     assert len(plan.samples) == 2 * FEW - 2
 
     class Encoder:
+        def transform(self) -> dict[str, Any]:
+            return {}
+
         def preprocess(self, image: Any) -> Any:
             import torch
 
             return torch.zeros(3, 4, 4)
 
-    batches, bad = Collator(Encoder(), None)([plan.samples])
+    batch, kept, bad = Collator(Encoder(), None)(plan.samples)
     assert [(sample.id, "damaged" in sample.reason) for sample in bad] == [("chartqa/test/8", True)]
-    assert len(batches[0][1]) == 2 * FEW - 3
+    assert batch is not None
+    assert len(kept) == 2 * FEW - 3
 
 
 def cli(*arguments: str) -> str:
+    import typer
     from typer.testing import CliRunner
 
-    from ghostvis_cli.data import app
+    from ghostvis_cli import data
 
-    result = CliRunner().invoke(app, arguments)
+    app = typer.Typer()
+    data.register(app)
+    result = CliRunner().invoke(app, ["data", *arguments])
     if result.exception is not None:
         raise result.exception
     return result.stdout
