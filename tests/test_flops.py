@@ -75,8 +75,15 @@ def counted(model: VLM, batch: Batch) -> int:
     def without_recomputation(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
         return 2 * int(sdpa_flop_count(q, k, v))
 
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    with FlopCounterMode(display=False, custom_mapping={backward: without_recomputation}) as counter:
+    def forward(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    aten = torch.ops.aten  # of which torch 2.14 does not count either
+    mapping = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: without_recomputation,
+    }
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         nll, _ = model.loss(batch)
         if nll.requires_grad:
             nll.backward()
