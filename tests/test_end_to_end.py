@@ -215,7 +215,7 @@ def make_data_of_a_reader(home: Path) -> None:
     vqav2_official(home / "data/vqa")
     (home / "data/coco").symlink_to(home / "data/vqa/pictures")
     said = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello, you"}]}
-    (home / "chats.jsonl").write_text(f"{json.dumps(said)}\n" * 40)
+    (home / "mine.jsonl").write_text(f"{json.dumps(said)}\n" * 40)
 
 
 @pytest.mark.parametrize(("command", "file"), documented_commands())
