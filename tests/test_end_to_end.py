@@ -233,5 +233,5 @@ def test_every_documented_command_runs(home: Path, installed: dict[str, str], co
         (home / "tests").symlink_to(ROOT / "tests")
         (home / "examples").symlink_to(ROOT / "examples")
         make_data_of_a_reader(home)
-    words = [word.replace("/data/", f"{home}/data/") for word in words]
+    words = [word.replace("=/data/", f"={home}/data/") for word in words]
     ghostvis(home, *words, **(installed if file.startswith("examples/") else {}))
