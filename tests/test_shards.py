@@ -501,10 +501,8 @@ def test_a_remote_tar_is_a_stream_and_no_data_set(foreign_tars: Path) -> None:
         list(broken.stream(0))
 
 
-@pytest.mark.parametrize("end", [lambda data: data[:-10240], lambda data: data.rstrip(b"\0")])
-def test_a_remote_tar_that_stops_between_members_is_cut_off(foreign_tars: Path, end: Callable[[bytes], bytes]) -> None:
+def test_a_remote_tar_that_stops_between_members_is_cut_off(foreign_tars: Path) -> None:
     whole = (foreign_tars / "00000.tar").read_bytes()
-    assert len(end(whole)) < len(whole)
     cut = foreign_tars / "cut"
     with tarfile.open(foreign_tars / "00000.tar") as tar:
         last = tar.getmembers()[-1]
