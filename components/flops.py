@@ -29,7 +29,8 @@ from components.vlm import VLM
 LENGTH = 32  # tokens of the shorter of two documents that a backbone is counted on
 IMAGES = 2  # pictures that vision parts are counted on: a batch norm in training mode wants more than one
 
-PEAKS = {  # TFLOP/s, dense bfloat16 with float32 sums, published figures, not measured here; the first key within the name wins
+# TFLOP/s, dense bfloat16 with float32 sums: published figures, not measured here. The first key within the name wins.
+PEAKS = {
     "GB200": 2500.0,
     "B300": 2250.0,
     "B200": 2250.0,
