@@ -1,9 +1,12 @@
 """Causal attention over packed documents, and over a key/value cache.
 
-A batch is one row of tokens; its documents must not see each other. Portable across devices: no mask of
-``[T, T]`` is ever built. Documents of similar length (the same power of two) are gathered into one padded
-rectangle ``[documents, longest]``, which torch's own fused kernel attends with its causal mask, and the
-result is scattered back. Padding stands behind its document, so a causal query never reaches it.
+A batch is one row of tokens; its documents must not see each other, and no mask of ``[T, T]`` is ever built. Three
+ways, the first that fits:
+
+- documents of one length are a rectangle already, which torch's fused kernels attend with their causal mask
+- on a CUDA device in half precision, torch's kernel for documents of any length (``varlen_attn``)
+- elsewhere, documents of similar length (the same power of two) are gathered into one padded rectangle ``[documents,
+  longest]``, and the result is scattered back. Padding stands behind its document, so a causal query never reaches it
 
 Where tokens go depends on the document boundaries alone: a layout is built once per forward pass and shared
 by all layers.
@@ -11,9 +14,11 @@ by all layers.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from inspect import signature
 from typing import Any, TypeAlias
 
 import torch
@@ -23,11 +28,13 @@ from torch.autograd.function import once_differentiable
 
 from ghostvis_plugins import DataError
 
+HALF = (torch.bfloat16, torch.float16)
+
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of one layer → its heads' outputs
 
 
 @dataclass(frozen=True, slots=True)
-class PackedLayout:
+class Buckets:
     """Where each token of a pack stands in the padded rectangles of its length bucket.
 
     ``source`` ``[S]`` names the token at each padded place (token 0 where there is none), ``inverse`` ``[T]``
@@ -38,14 +45,9 @@ class PackedLayout:
     inverse: Tensor
     shapes: tuple[tuple[int, int], ...]
 
-    @property
-    def padded(self) -> bool:
-        """False when the pack already is one rectangle, so that nothing has to move."""
-        return len(self.shapes) > 1 or self.source.numel() != self.inverse.numel()
-
     @classmethod
-    def build(cls, cu_seqlens: Tensor, device: torch.device | str = "cpu") -> PackedLayout:
-        """The layout of documents bounded by ``cu_seqlens`` ``[docs + 1]`` (on the CPU)."""
+    def of(cls, cu_seqlens: Tensor, device: torch.device | str = "cpu") -> Buckets:
+        """Buckets of the documents bounded by ``cu_seqlens`` ``[docs + 1]`` (on the CPU)."""
         starts = cu_seqlens[:-1].long()
         lengths = cu_seqlens[1:].long() - starts
         sources, shapes = [], []
@@ -61,6 +63,30 @@ class PackedLayout:
         inverse = torch.empty_like(places)
         inverse[source[places]] = places
         return cls(source.clamp_(min=0).to(device), inverse.to(device), tuple(shapes))
+
+
+class PackedLayout:
+    """The documents of a pack, bounded by ``cu_seqlens`` ``[docs + 1]`` (on the CPU), for tokens on ``device``."""
+
+    def __init__(self, cu_seqlens: Tensor, device: torch.device | str = "cpu") -> None:
+        self.cu_seqlens, self.device = cu_seqlens, device
+        lengths = cu_seqlens.diff()
+        self.longest = int(lengths.max()) if lengths.numel() else 0
+        self.is_rectangle = self.longest > 0 and int(lengths.min()) == self.longest
+
+    @property
+    def is_usual(self) -> bool:
+        """Several documents of one length, or one of a round length: a rectangle that is going to come again."""
+        return self.cu_seqlens.numel() > 2 or self.longest % 128 == 0
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """``cu_seqlens`` on the device."""
+        return self.cu_seqlens.to(self.device, torch.int32, non_blocking=True)
+
+    @cached_property
+    def buckets(self) -> Buckets:
+        return Buckets.of(self.cu_seqlens, self.device)
 
 
 class _Pad(torch.autograd.Function):
@@ -103,13 +129,41 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> T
 
     ``q`` ``[T, H, hd]``, ``k`` and ``v`` ``[T, Hkv, hd]`` → ``[T, H, hd]``; H is a multiple of Hkv.
     """
-    if layout.padded:
-        q, k, v = (_Pad.apply(x, layout.source, layout.inverse) for x in (q, k, v))
-    areas = [docs * longest for docs, longest in layout.shapes]
-    parts = zip(layout.shapes, q.split(areas), k.split(areas), v.split(areas), strict=True)
+    if layout.is_rectangle:
+        with _fastest() if layout.is_usual and q.is_cuda and torch.is_grad_enabled() else contextlib.nullcontext():
+            return _rectangle(*(x.unflatten(0, (-1, layout.longest)) for x in (q, k, v))).flatten(0, 1)
+    if q.is_cuda and v.dtype in HALF:
+        return _varlen(q.to(v.dtype), k.to(v.dtype), v, layout)
+    buckets = layout.buckets
+    q, k, v = (_Pad.apply(x, buckets.source, buckets.inverse) for x in (q, k, v))
+    areas = [docs * longest for docs, longest in buckets.shapes]
+    parts = zip(buckets.shapes, q.split(areas), k.split(areas), v.split(areas), strict=True)
     outs = [_rectangle(*(x.unflatten(0, shape) for x in qkv)).flatten(0, 1) for shape, *qkv in parts]
-    out = outs[0] if len(outs) == 1 else torch.cat(outs)
-    return _Unpad.apply(out, layout.inverse) if layout.padded else out
+    return _Unpad.apply(outs[0] if len(outs) == 1 else torch.cat(outs), buckets.inverse)
+
+
+def _fastest() -> contextlib.AbstractContextManager[None]:
+    """cuDNN's kernels before torch's own: on an H100 they take two thirds of the time, forward and backward.
+
+    Each new shape costs them 0.13 s of planning, so they are for shapes that come again.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    order = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    return sdpa_kernel(list(order), set_priority=True)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest = layout.bounds, layout.longest
+    # torch 2.11 shares keys among heads without being asked; later versions want to be.
+    options: dict[str, Any] = {"window_size": (-1, 0)}
+    if "enable_gqa" in signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, **options)
+    assert isinstance(out, Tensor)
+    return out
 
 
 def _rectangle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -219,7 +273,7 @@ class CachedLayout:
                 mask=mask[:, None].to(keys.device),
             )
         else:
-            sees = PackedLayout.build(cu_seqlens, keys.device)
+            sees = PackedLayout(cu_seqlens, keys.device)
         return cls(row.to(keys.device), slot.to(keys.device), used, sees)
 
 
@@ -242,7 +296,7 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int
 def attends(cu_seqlens: Tensor, cache: KVCache | None, device: torch.device, layers: int) -> list[Attend]:
     """Attention of each layer; where tokens go is worked out once for all of them."""
     if cache is None:
-        return [partial(packed_attention, layout=PackedLayout.build(cu_seqlens, device))] * layers
+        return [partial(packed_attention, layout=PackedLayout(cu_seqlens, device))] * layers
     layout = CachedLayout.build(cu_seqlens, cache)
     return [partial(cached_attention, cache=cache, layer=n, layout=layout) for n in range(layers)]
 

@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PIECE_BYTES = 2**30
+from components.compiled import compute_dtype
+
+HALF = (torch.bfloat16, torch.float16)
+PIECE_BYTES = 2**31
 """Most memory for the float32 logits of one piece."""
 
 
@@ -26,24 +29,28 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softca
     ``hidden`` ``[S, D]``, ``weight`` ``[V, D]``, ``targets`` ``[S]`` int64. Logits are ``hidden @ weight.T``, in the
     type of autocast where it is on, then float32, and with a ``softcap`` c become c · tanh(logits / c).
     """
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    dtype = compute_dtype(hidden)
     if hidden.device.type == "cpu" and 4 * hidden.shape[0] * weight.shape[0] <= PIECE_BYTES:
-        logits = F.linear(hidden, weight).float()  # not fused there, the pieces' passes take half as long again
+        # Not fused there, the pieces' passes take half as long again.
+        logits = F.linear(hidden.to(dtype), weight.to(dtype)).float()
         return F.cross_entropy(softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="sum")
-    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, dtype: torch.dtype
+    ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        ctx.dtypes = hidden.dtype, weight.dtype
         # Summed over pieces, so wider than what is summed.
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = max(1, PIECE_BYTES // (4 * weight.shape[0]))
+        fitting = max(1, PIECE_BYTES // (4 * weight.shape[0]))
+        step = -(-hidden.shape[0] // -(-hidden.shape[0] // fitting)) if hidden.shape[0] else 1  # pieces of one size
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], step):
                 piece = hidden[start : start + step]
@@ -52,35 +59,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[start : start + step])
                 if d_weight is not None:
-                    d_weight += d_logits.mT @ piece
+                    _add_product(d_weight, d_logits.mT, piece)
         ctx.save_for_backward(d_hidden, d_weight)
-        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        if d_hidden is not None:
-            d_hidden = d_hidden * grad.to(d_hidden.dtype)
-        if d_weight is not None:
-            d_weight = (d_weight * grad).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        found = [
+            None if d is None else d.mul_(grad).to(dtype)
+            for d, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *found, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``: within one kernel where the product of half types can be summed in float32."""
+    if a.is_cuda and a.dtype in HALF:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total += a @ b
 
 
 def _piece(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of ``logits`` ``[C, V]``, and its gradient by them in their own type."""
+    """Summed loss of ``logits`` ``[C, V]``, and its gradient by them in their own type.
+
+    Written for the compiler: greatest and sum of one softmax become one pass over the logits, and a sigmoid is a few
+    instructions where the tangens is many.
+    """
     z, slope = logits.float(), None
     if softcap:
-        bent = torch.tanh(z / softcap)
-        z, slope = softcap * bent, 1 - bent.square()
+        half = torch.sigmoid(z * (2 / softcap))  # tanh(u) = 2 sigmoid(2u) - 1
+        z, slope = softcap * (2 * half - 1), 4 * half * (1 - half)
+        peak = torch.full_like(z[:, :1], softcap)
+    else:
+        peak = z.amax(dim=-1, keepdim=True)
     places = targets[:, None]
-    log_total, own = torch.logsumexp(z, dim=-1, keepdim=True), z.gather(-1, places)
-    gradient, at_target = (z - log_total).exp(), (own - log_total).exp() - 1
+    powers = (z - peak).exp()
+    total = powers.sum(dim=-1, keepdim=True)
+    own = z.gather(-1, places) - peak
+    gradient, at_target = powers / total, own.exp() / total - 1
     if slope is not None:
         gradient, at_target = gradient * slope, at_target * slope.gather(-1, places)
     gradient = gradient.to(logits.dtype)
-    return (log_total - own).sum(), gradient.scatter_(-1, places, at_target.to(logits.dtype))
+    return (total.log() - own).sum(), gradient.scatter_(-1, places, at_target.to(logits.dtype))
 
 
 @cache

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.batch import Batch
+from components.compiled import Half, compute_dtype
 from ghostvis_plugins import DataError
 
 
@@ -27,6 +28,7 @@ class VLM(nn.Module):
         super().__init__()
         self.encoder, self.resampler, self.projector = encoder, resampler, projector
         self.backbone = backbone
+        self._half = Half()
 
     @property
     def tokens_per_image(self) -> int:
@@ -64,8 +66,9 @@ class VLM(nn.Module):
             return self.encoder(pixels)
         if self.encoder.training:
             self.encoder.eval()
+        dtype = compute_dtype(pixels)
         with torch.no_grad():
-            return self.encoder(pixels)
+            return self._half.of(self.encoder, dtype)(pixels.to(dtype))
 
     def vision_vectors(self, pixels: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Pixels ``[I, 3, H, W]`` or encoder features ``[I, P, Dv]`` → vectors ``[I, N, D]``."""

@@ -66,6 +66,16 @@ class TrainConfig(BaseModel):
     prefetch: int = Field(
         2, ge=0, description="Micro-batches that are prepared while one is computed; 0 prepares each when it is due."
     )
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Fuse the element-wise work around matrix products with torch.compile; auto: on a CUDA device. "
+        "It costs half a minute at the start.",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only the inputs of the language model's layers and compute each layer again in the backward "
+        "pass: a fraction of the memory for a third more operations.",
+    )
     too_long: Literal["error", "skip"] = Field(
         "error",
         description="What a conversation longer than micro_tokens does: stop the run, or be left out and counted.",

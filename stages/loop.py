@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from components.batch import Batch
+from components.compiled import compiled
 from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
 from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError, UnavailableError
@@ -100,8 +101,13 @@ class Loop:
         with (
             Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
             Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
+            compiled(self.model, enabled=self._compiles()),
         ):
             self._run(loader, watchdog)
+
+    def _compiles(self) -> bool:
+        chosen = self.config.compile
+        return self.dist.device.type == "cuda" if chosen == "auto" else chosen
 
     def _run(self, loader: Loader, watchdog: Watchdog) -> None:
         while self.step < self.steps:

@@ -48,7 +48,7 @@ def run(model: GPT, ids: Tensor, lengths: list[int], **more: Any) -> Tensor:
 def test_packed_attention_is_a_loop_over_documents(lengths: list[int], kv_heads: int) -> None:
     total = sum(lengths)
     q, k, v = (torch.randn(total, h, 8, dtype=torch.double, requires_grad=True) for h in (4, kv_heads, kv_heads))
-    out = packed_attention(q, k, v, PackedLayout.build(boundaries(lengths)))
+    out = packed_attention(q, k, v, PackedLayout(boundaries(lengths)))
     naive = torch.empty(total, 4, 8, dtype=torch.double)
     for start, n in zip(boundaries(lengths).tolist(), lengths, strict=False):
         part = slice(start, start + n)

@@ -9,7 +9,7 @@ import torch
 from miniature import EncoderOptions, TinyEncoder, registry, square
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from components.attention import PackedLayout
+from components.attention import Buckets
 from components.backbones.config import GPT as GPTConfig
 from components.backbones.gpt import GPT
 from components.batch import Batch
@@ -92,7 +92,7 @@ def counted(model: VLM, batch: Batch) -> int:
 
 def unseen(batch: Batch, passes: list[int]) -> float:
     """What torch counts of attention that no query sees: the upper triangles, and padding in rectangles."""
-    area = sum(docs * longest**2 for docs, longest in PackedLayout.build(batch.cu_seqlens).shapes)
+    area = sum(docs * longest**2 for docs, longest in Buckets.of(batch.cu_seqlens).shapes)
     seen = sum(n**2 for n in batch.cu_seqlens.diff().tolist()) / 2
     return 4 * DIM * (area - seen) * sum(passes)
 

@@ -7,6 +7,7 @@ Parameters have the names of Hugging Face's checkpoints, without their leading `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from components import packages
 from components.attention import Attend, KVCache, attends, check_length
+from components.compiled import compute_dtype
 from components.cross_entropy import linear_cross_entropy
 from components.pretrained import sources
 from components.pretrained.gguf import open_gguf
@@ -54,13 +56,13 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(arch.head_dim, arch.norm_eps, dtype=dtype) if arch.qk_norm else None
         self.k_norm = nn.RMSNorm(arch.head_dim, arch.norm_eps, dtype=dtype) if arch.qk_norm else None
 
-    def forward(self, x: Tensor, turns: Turns, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """``x`` ``[T, D]`` → ``[T, D]``, or ``[S, D]`` of the given rows."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` ``[T, D]`` → queries ``[T, H, hd]``, keys and values ``[T, Hkv, hd]``, turned to their positions."""
+        projected = together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in projected)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        attended = attend(rotate(q, turns), rotate(k, turns), v).flatten(1)
-        return self.o_proj(attended if rows is None else attended.index_select(0, rows))
+        return rotate(q, turns), rotate(k, turns), v
 
 
 class MLP(nn.Module):
@@ -73,11 +75,18 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(arch.ffn, arch.dim, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = together(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
-    """Attention, then MLP, each on a normalised copy of the residual stream."""
+    """Attention, then MLP, each on a normalised copy of the residual stream.
+
+    What stands before attention and what follows it are methods of their own: :func:`components.compiled.compiled`
+    fuses each into a few kernels.
+    """
+
+    compiles = ("before", "after")
 
     def __init__(self, arch: Architecture, dtype: torch.dtype) -> None:
         super().__init__()
@@ -88,8 +97,16 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, turns: Turns, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """``x`` ``[T, D]`` → ``[T, D]``, or ``[S, D]`` of the given rows."""
-        attended = self.self_attn(self.input_layernorm(x), turns, attend, rows)
-        x = attended + (x if rows is None else x.index_select(0, rows))
+        attended = attend(*self.before(x, turns)).flatten(1)
+        if rows is not None:
+            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        return self.after(x, attended)
+
+    def before(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
+        return self.self_attn(self.input_layernorm(x), turns)  # type: ignore[no-any-return]
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.self_attn.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -189,6 +206,7 @@ class Decoder(nn.Module):
         Raises DataError when a document is longer than ``max_positions``.
         """
         check_length(cu_seqlens, cache, self.max_positions)
+        x = x.to(compute_dtype(x))
         turns = half_turns(positions, self.arch, x.dtype)
         for number, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
             x = self.layers[number](x, turns, attend, rows if number == self.n_layers - 1 else None)
@@ -199,7 +217,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]``."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight).float()
+        return F.linear(hidden.to(head.weight.dtype), head.weight).float()
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood of ``targets`` ``[S]``, without keeping their logits."""
@@ -212,6 +230,18 @@ class Decoder(nn.Module):
         return KVCache.empty(
             self.n_layers, rows, length, self.arch.kv_heads, self.arch.head_dim, weight.dtype, weight.device
         )
+
+
+def together(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
+    """``layer(x)`` of each layer. Compiled, plain linear ones are one product: wide ones fill a GPU better."""
+    linear = [layer for layer in layers if type(layer) is nn.Linear]
+    if not torch.compiler.is_compiling() or len(linear) < len(layers):
+        return [layer(x) for layer in layers]
+    weight = torch.cat([layer.weight for layer in linear])
+    biases = [layer.bias for layer in linear if layer.bias is not None]
+    return F.linear(x, weight, torch.cat(biases) if biases else None).split(
+        [layer.out_features for layer in linear], -1
+    )
 
 
 def rotate(x: Tensor, turns: Turns) -> Tensor:

@@ -54,29 +54,36 @@ class _ReLUSquared(torch.autograd.Function):
 
 def rms_norm(x: Tensor) -> Tensor:
     """Root mean square 1 over the last dimension; no parameters."""
+    if torch.compiler.is_compiling():
+        return F.rms_norm(x, x.shape[-1:], eps=EPSILON)
     return _RMSNorm.apply(x)
 
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0)² (So et al. 2021)."""
-    return _ReLUSquared.apply(x)
+    return F.relu(x).square() if torch.compiler.is_compiling() else _ReLUSquared.apply(x)
 
 
 def rotation(positions: Tensor, head_dim: int, base: float) -> Tensor:
-    """Unit complex numbers ``[T, 1, hd / 2]`` that turn pair i of a head by position · base^(−2i / hd)."""
+    """Cosines and sines ``[T, 1, hd / 2, 2]`` that turn pair i of a head by position · base^(−2i / hd)."""
     half = head_dim // 2
     exponents = torch.arange(half, device=positions.device, dtype=torch.float32) / half
     angles = positions.float()[:, None, None] * base**-exponents
-    return torch.polar(torch.ones_like(angles), angles)
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
+def rotate(x: Tensor, turns: Tensor, *, apart: bool = False) -> Tensor:
     """Rotary positions (Su et al. 2021) of ``x`` ``[T, H, hd]``: neighbouring numbers are complex ones.
 
-    One complex product each way, where the two-halves form takes six passes.
+    One complex product each way, where the two-halves form takes six passes on a CPU. ``apart`` is that form, for the
+    compiler, which makes one pass of it: number i and number i + hd / 2 are a pair.
     """
-    pairs = torch.view_as_complex(x.to(_at_least_float32(x)).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    wide = x.to(_at_least_float32(x))
+    if apart:
+        (a, b), (cos, sin) = wide.chunk(2, dim=-1), turns.unbind(-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from components.attention import Attend, KVCache, attends, check_length
+from components.compiled import compute_dtype
 from components.cross_entropy import linear_cross_entropy
 from ghostvis_plugins import ConfigError
 
@@ -32,6 +33,8 @@ EMBEDDING_STD = 1.0
 class Block(nn.Module):
     """Attention, then MLP, each on a normalised copy of the residual stream."""
 
+    compiles = ("before", "after")
+
     def __init__(self, config: Config, dim: int, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, config.head_dim
@@ -42,18 +45,28 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, turns: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """``x`` ``[T, D]`` → ``[T, D]``, or ``[S, D]`` when only some rows are wanted."""
-        attended = self.attention(rms_norm(x), turns, attend)
+        attended = attend(*self.before(x, turns)).flatten(1)
         if rows is not None:
             x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        return self.after(x, attended)
+
+    def before(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``x`` ``[T, D]`` → queries ``[T, H, hd]``, keys and values ``[T, Hkv, hd]``, turned to their positions."""
+        apart = torch.compiler.is_compiling() and type(self.qkv) is nn.Linear
+        qkv = nn.functional.linear(rms_norm(x), self._pairs_apart()) if apart else self.qkv(rms_norm(x))
+        qk, v = qkv.unflatten(-1, (-1, self.head_dim)).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(rms_norm(qk), turns, apart=apart).split([self.heads, self.kv_heads], dim=1)
+        return q, k, v
+
+    def _pairs_apart(self) -> Tensor:
+        """The weight of ``qkv`` in another order: of each head's queries and keys the first of all pairs, then the
+        second. Their products stay the same, and halves are turned by whole vectors, neighbours are not."""
+        qk, v = self.qkv.weight.unflatten(0, (-1, self.head_dim)).split([self.heads + self.kv_heads, self.kv_heads])
+        return torch.cat((qk.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2), v)).flatten(0, 1)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.out(attended)
         return x + self.down(relu_squared(self.up(rms_norm(x))))
-
-    def attention(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
-        """Normalised ``x`` ``[T, D]`` → the heads' outputs side by side ``[T, H · hd]``."""
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [T, H + 2 Hkv, hd]
-        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        q, k = rotate(rms_norm(qk), turns).split([self.heads, self.kv_heads], dim=1)
-        return attend(q, k, v).flatten(1)
 
 
 class GPT(nn.Module):
@@ -116,7 +129,7 @@ class GPT(nn.Module):
         """
         check_length(cu_seqlens, cache, self.max_positions)
         turns = rotation(positions, self.config.head_dim, self.config.rope_base)
-        x = rms_norm(x)
+        x = rms_norm(x.to(compute_dtype(x)))
         for layer, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
             x = self.blocks[layer](x, turns, attend, rows if layer == self.n_layers - 1 else None)
         if cache is not None:
@@ -127,7 +140,7 @@ class GPT(nn.Module):
         """Hidden states ``[S, D]`` → float32 logits ``[S, vocab_size]`` within ± softcap."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         cap = self.config.softcap
-        return cap * torch.tanh(nn.functional.linear(hidden, weight).float() / cap)
+        return cap * torch.tanh(nn.functional.linear(hidden.to(weight.dtype), weight).float() / cap)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Summed negative log-likelihood of ``targets`` ``[S]``, without keeping their logits."""

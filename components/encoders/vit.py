@@ -116,9 +116,15 @@ class VisionTransformer(nn.Module):
             if (parameter := getattr(self.tower, name)) is not None:
                 nn.init.trunc_normal_(parameter, std=INIT_STD)
 
+    compiles = ("patches",)
+
     def forward(self, pixels: Tensor) -> Tensor:
-        features = self.tower.forward_features(tiling.apart(pixels, self.views))[:, self.prefix :]
+        features = self.patches(tiling.apart(pixels, self.views))
         return tiling.together(features, self.views)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Pixels ``[I, 3, S, S]`` → features ``[I, P, Dv]``."""
+        return self.tower.forward_features(pixels)[:, self.prefix :]
 
 
 def _tower(config: Config) -> Any:

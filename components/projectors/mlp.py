@@ -24,6 +24,8 @@ def _init(linear: nn.Linear, gain: float = 1.0) -> None:
 class MLP(nn.Module):
     """``[I, N, Dr]`` → ``[I, N, D]`` by two linear layers with a GELU between."""
 
+    compiles = ("forward",)
+
     def __init__(self, in_dim: int, hidden: int, out_dim: int) -> None:
         super().__init__()
         self.out_dim = out_dim
@@ -42,6 +44,8 @@ class MLP(nn.Module):
 
 class Linear(nn.Module):
     """``[I, N, Dr]`` → ``[I, N, D]`` by one linear layer."""
+
+    compiles = ("forward",)
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()

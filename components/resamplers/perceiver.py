@@ -56,6 +56,8 @@ class Layer(nn.Module):
 class Perceiver(nn.Module):
     """Features ``[I, P, Dv]`` → ``[I, latents, dim]`` with mean 0 and variance 1 per vector at the start."""
 
+    compiles = ("forward",)
+
     def __init__(self, config: Config, in_dim: int, in_tokens: int) -> None:
         super().__init__()
         dim = config.dim or in_dim

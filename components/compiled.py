@@ -1,0 +1,64 @@
+"""Fused kernels for training, by torch.compile; and the floating-point type that they compute in.
+
+Whole models are not compiled: the shapes of attention change with every pack, and each change would compile anew. A
+module names its methods that are worth it in a class attribute, ``compiles = ("before", "after")``: functions of
+tensors alone, whose shapes change in few ways. All layers of a class share what was compiled for the first of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def compiled(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+    """Inside, the methods that the classes of ``model`` name in ``compiles`` run through torch.compile."""
+    originals: list[tuple[type, str, Any]] = []
+    try:
+        for cls in {type(module) for module in model.modules()} if enabled else ():
+            for name in cls.__dict__.get("compiles", ()):
+                originals.append((cls, name, cls.__dict__[name]))
+                setattr(cls, name, torch.compile(cls.__dict__[name]))
+        yield
+    finally:
+        for cls, name, original in originals:
+            setattr(cls, name, original)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type that autocast computes in on the device of ``x``, or that of ``x`` where it is off."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else x.dtype
+
+
+class Half:
+    """Keeps a frozen module in the type that autocast computes in: autocast itself would convert every weight anew.
+
+    The copy is made again whenever a weight has changed. It is no part of the module, so checkpoints and exports
+    never see it.
+    """
+
+    def __init__(self) -> None:
+        self._copy: Any = None
+        self._made_of: tuple[Any, ...] = ()
+
+    def of(self, module: nn.Module, dtype: torch.dtype) -> Any:
+        """A copy of ``module`` in ``dtype`` with its weights as they are now; itself, where that is its type."""
+        tensors = list(chain(module.parameters(), module.buffers()))
+        if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
+            return module
+        made_of = (dtype, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        if made_of != self._made_of:
+            self._copy, self._made_of = copy.deepcopy(module).to(dtype), made_of
+        return self._copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Half:
+        return Half()
