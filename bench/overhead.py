@@ -39,7 +39,9 @@ from stages.loader import Loader
 from stages.loop import Loop
 from stages.optim import apply_table, clip_gradients
 from stages.start import open_start
+from stages.stopping import Stopping
 from stages.train import _prepare
+from stages.watchdog import Watchdog
 from stages.workers import Workers
 
 WORDS = "the a red green dog house runs under tree because of what small light never seen with people and blue"
@@ -126,7 +128,7 @@ def measure(folder: Path, backbone: dict[str, Any], tokens: int, size: int, bloc
     start = open_start(context, vision=False)
     apply_table(start.model, config.train)
     other = copy.deepcopy(start.model)
-    loop = _prepare(context, config, start, None, Workers(0))
+    loop = _prepare(context, config, start, None, Workers(0), Stopping())
     groups = [{**g, "params": list(g["params"])} for g in loop.optimizer.param_groups]
     own = dict(zip(loop.model.parameters(), other.parameters(), strict=True))
     for group in groups:
@@ -178,7 +180,7 @@ def run_loop(loop: Loop, steps: list[Step]) -> tuple[float, float]:
     loop.trackers = [*loop.trackers[:1], Last()]
     began = time.perf_counter()
     with contextlib.suppress(BlockEnd):
-        loop._run(Ready(steps))  # type: ignore[arg-type]
+        loop._run(Ready(steps), Watchdog(0, loop.context.run_dir))  # type: ignore[arg-type]
     return time.perf_counter() - began, rows[-1]
 
 
