@@ -256,7 +256,10 @@ class Rows:
         made = self._questions(1, (4, 4), (4, 4), scale.many)
         values = {
             "stage": {"name": "align", "train": {"projector": 1e-3}, "features": "none"},
-            "backbone": {**TINY.decoder, "architecture": {**TINY.arch, "vocab_size": scale.arch["vocab_size"]}},
+            "backbone": {
+                **TINY.decoder,
+                "architecture": {**TINY.arch, "vocab_size": scale.arch["vocab_size"], "max_positions": 512},
+            },
             "encoder": scale.encoder,
             "resampler": {"name": "identity"},
             "projector": {"name": "mlp"},

@@ -8,7 +8,9 @@ of Liger's fused head, Hsu et al. 2024). No product is computed twice, and memor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -54,8 +56,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], step):
                 piece = hidden[start : start + step]
-                nll, d_logits = _on(hidden.device.type)(F.linear(piece, weight), targets[start : start + step], softcap)
-                total += nll
+                logits = F.linear(piece, weight)
+                total += _on(hidden.device.type)(logits, targets[start : start + step], softcap)
+                d_logits = logits  # what stands there now
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[start : start + step])
                 if d_weight is not None:
@@ -81,31 +84,26 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total += a @ b
 
 
-def _piece(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Summed loss of ``logits`` ``[C, V]``, and its gradient by them in their own type.
-
-    Written for the compiler: greatest and sum of one softmax become one pass over the logits, and a sigmoid is a few
-    instructions where the tangens is many.
-    """
+def _piece(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Summed loss of ``logits`` ``[C, V]`` (float32 scalar); their gradient takes their place."""
     z, slope = logits.float(), None
     if softcap:
-        half = torch.sigmoid(z * (2 / softcap))  # tanh(u) = 2 sigmoid(2u) - 1
-        z, slope = softcap * (2 * half - 1), 4 * half * (1 - half)
-        peak = torch.full_like(z[:, :1], softcap)
-    else:
-        peak = z.amax(dim=-1, keepdim=True)
+        bent = torch.tanh(z / softcap)
+        z, slope = softcap * bent, 1 - bent.square()
     places = targets[:, None]
-    powers = (z - peak).exp()
-    total = powers.sum(dim=-1, keepdim=True)
-    own = z.gather(-1, places) - peak
-    gradient, at_target = powers / total, own.exp() / total - 1
+    log_total, own = torch.logsumexp(z, dim=-1, keepdim=True), z.gather(-1, places)
+    gradient, at_target = (z - log_total).exp(), (own - log_total).exp() - 1
     if slope is not None:
         gradient, at_target = gradient * slope, at_target * slope.gather(-1, places)
-    gradient = gradient.to(logits.dtype)
-    return (total.log() - own).sum(), gradient.scatter_(-1, places, at_target.to(logits.dtype))
+    logits.copy_(gradient).scatter_(-1, places, at_target.to(logits.dtype))
+    return (log_total - own).sum()
 
 
 @cache
-def _on(device: str) -> Any:
-    """:func:`_piece`, fused on a GPU: there its passes over the logits cost more than the products around them."""
-    return torch.compile(_piece, dynamic=True) if device == "cuda" else _piece
+def _on(device: str) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """:func:`_piece`, in one kernel on a GPU: its passes over the logits would cost more than the products around."""
+    if device == "cuda" and find_spec("triton"):
+        from .cross_entropy_kernel import cross_entropy_
+
+        return cross_entropy_
+    return _piece

@@ -110,6 +110,7 @@ class Loop:
         return self.dist.device.type == "cuda" if chosen == "auto" else chosen
 
     def _run(self, loader: Loader, watchdog: Watchdog) -> None:
+        set_modes(self.model)
         while self.step < self.steps:
             row = self._step(loader, self.step + 1)
             watchdog.beat()
@@ -118,6 +119,7 @@ class Loop:
             better = False
             if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
                 better = self._validate(row)
+                set_modes(self.model)
                 watchdog.beat()
             self._log(row)  # before the checkpoint: a resumed run drops later rows, but invents none
             self.progress.update(self.step, row)
@@ -137,7 +139,6 @@ class Loop:
         """One optimizer step; returns its row of metrics. Raises GhostVisError when too many in a row were left out."""
         began = time.perf_counter()
         seed_generators(step_seed(self.context.seed, step, self.dist.rank), self.dist.device)
-        set_modes(self.model)
         with self.meter.phase("data"):
             loaded = loader.next_step()
         plan = loaded.plan

@@ -24,6 +24,7 @@ import components.builtin
 import stages.builtin
 import stages.loop
 from components.batch import Batch
+from components.compiled import compiled
 from components.compose import build_model, components_of
 from components.tokenizers import Tokenizer
 from ghostvis_plugins import dataset
@@ -213,13 +214,13 @@ class OurEncoder:
     def run(self, count: int) -> list[float]:
         loop, seconds = self.run_.loop, []
         loop.model.train()
-        for _ in range(count):
-            began = now(self.run_.device)
-            for _ in range(self.calls):
-                with loop._autocast():
+        with compiled(loop.model, enabled=loop._compiles()), loop._autocast():
+            for _ in range(count):
+                began = now(self.run_.device)
+                for _ in range(self.calls):
                     features = loop.model.encode(self.pixels)
-            seconds.append(now(self.run_.device) - began)
-            self.losses.append(float(features.float().mean()))
+                seconds.append(now(self.run_.device) - began)
+                self.losses.append(float(features.float().mean()))
         return seconds
 
     def model(self) -> nn.Module | None:
