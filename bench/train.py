@@ -261,10 +261,10 @@ class Rows:
 
     def encoder(self) -> Row:
         scale = self.scale
-        made = self._questions(1, (4, 4), (4, 4), scale.many)
+        made = self._questions(1, (4, 4), (4, 4), scale.many)  # nothing of it is read but its pictures
         values = {
             "stage": {"name": "align", "train": {"projector": 1e-3}, "features": "none"},
-            "backbone": {**TINY.decoder, "architecture": {**TINY.arch, "vocab_size": scale.arch["vocab_size"]}},
+            "backbone": {**TINY.decoder, "architecture": {**TINY.arch, "max_positions": 1024}},
             "encoder": scale.encoder,
             "resampler": {"name": "identity"},
             "projector": {"name": "mlp"},

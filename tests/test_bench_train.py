@@ -77,6 +77,31 @@ def test_a_weight_that_stays_or_a_loss_that_is_no_number_is_seen(sides: ModuleTy
         measuring.check_learnt(Still(math.nan), measuring.checksums(net))
 
 
+def test_the_largest_size_that_fits_is_taken(sides: ModuleType) -> None:
+    measuring = importlib.import_module("sides.measuring")
+
+    class Full:
+        def __init__(self) -> None:
+            self.size, self.forgot = 0, 0
+
+        def prepare(self, micro: int) -> None:
+            self.size = micro
+
+        def run(self, count: int) -> list[float]:
+            if self.size > 5:
+                raise torch.OutOfMemoryError
+            return [1.0] * count
+
+        def forget(self) -> None:
+            self.forgot += 1
+
+    side = Full()
+    assert measuring.settle(side, [16, 8, 4, 2], 1, torch.device("cpu")) == side.size == 4
+    assert side.forgot == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        measuring.settle(Full(), [16, 8], 1, torch.device("cpu"))
+
+
 @pytest.mark.slow
 def test_every_row_runs_in_small(tmp_path: Path) -> None:
     done = run("--json", str(tmp_path / "found.json"))
