@@ -181,6 +181,14 @@ class Rows:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return Ours(changed, made, vocabulary, self.device, folder)
 
+    def _own_sizes(self, size: int, least: int) -> list[int]:
+        """Tokens of our micro-batch to try: what ``--set`` says, else ``size`` and less."""
+        said = dict(self.options.set).get("stage.micro_tokens")
+        return halves(size, least) if said is None else [said]
+
+    def _peer_sizes(self, size: int) -> list[int]:
+        return [self.options.peer_micro] if self.options.peer_micro else halves(size)
+
     def qwen(self) -> Row:
         scale = self.scale
         made = work.texts(scale.documents, scale.length, scale.arch["vocab_size"] - 1, steps=DISTINCT)
@@ -190,10 +198,10 @@ class Rows:
             made.tokens(),
             "tokens/s",
             lambda: self._ours(values, made, scale.vocabulary),
-            halves(round(made.tokens()), scale.length),
+            self._own_sizes(round(made.tokens()), scale.length),
             peers.transformers_name(self.device),
             lambda: peers.Transformers(scale.arch, made, self.device),
-            halves(scale.documents),
+            self._peer_sizes(scale.documents),
         )
         row.inspect, row.finish = self._products, lambda result: self._ceiling(row, result)
         return row
@@ -244,22 +252,19 @@ class Rows:
             made.samples(),
             "samples/s",
             lambda: self._ours(values, made, scale.vocabulary),
-            halves(min(largest, round(made.tokens())), max(made.lengths())),
+            self._own_sizes(min(largest, round(made.tokens())), max(made.lengths())),
             f"LLaVA of {peers.transformers_name(self.device)}",
             lambda: peers.Transformers(scale.arch, made, self.device, scale.vision, frozen=frozen),
-            halves(batch),
+            self._peer_sizes(batch),
             together=frozen,
         )
 
     def encoder(self) -> Row:
         scale = self.scale
-        made = self._questions(1, (4, 4), (4, 4), scale.many)
+        made = self._questions(1, (4, 4), (4, 4), scale.many)  # nothing of it is read but its pictures
         values = {
             "stage": {"name": "align", "train": {"projector": 1e-3}, "features": "none"},
-            "backbone": {
-                **TINY.decoder,
-                "architecture": {**TINY.arch, "vocab_size": scale.arch["vocab_size"], "max_positions": 512},
-            },
+            "backbone": {**TINY.decoder, "architecture": {**TINY.arch, "max_positions": 1024}},
             "encoder": scale.encoder,
             "resampler": {"name": "identity"},
             "projector": {"name": "mlp"},
@@ -293,12 +298,12 @@ class Rows:
             made.tokens(),
             "tokens/s",
             lambda: self._ours(values, made, scale.vocabulary),
-            halves(scale.device_batch * scale.length, scale.length),
+            self._own_sizes(scale.device_batch * scale.length, scale.length),
             peers.nanochat_name(folder) if folder else "none: --nanochat FOLDER",
             (lambda: peers.Nanochat(folder, depth, made, scale.vocabulary, self.device, aspect, head))
             if folder
             else None,
-            halves(scale.device_batch),
+            self._peer_sizes(scale.device_batch),
             together=named == 12,
         )
         width = aspect * depth
@@ -379,8 +384,8 @@ class Run:
         self.most: int | None = None
         say(f"{name}: ready after {time.perf_counter() - began:.0f} s, micro-batch {size}")
 
-    def block(self, count: int) -> None:
-        """Steps that are timed. Memory is this side's alone: what the other holds is taken off."""
+    def block(self, count: int) -> bool:
+        """Steps that are timed; True. Memory is this side's alone: what the other holds is taken off."""
         assert self.side is not None
         others = measuring.held(self.device) - self.own
         measuring.peak(self.device, reset=True)
@@ -388,6 +393,7 @@ class Run:
         found = measuring.peak(self.device)
         if found is not None:
             self.most = max(self.most or 0, found - others)
+        return True
 
     def close(self, inspect: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
         """What was measured. Raises RuntimeError when the side did not really train."""
@@ -408,38 +414,55 @@ class Run:
 
 
 def measure(name: str, row: Row, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """The row's result. Raises what a side raises."""
+    """The row's result; with ``failed`` where a side did not get through, and then with what the other one did."""
     result: dict[str, Any] = {"name": name, "work": row.work, "peer_name": row.peer_name, "unit": row.unit, "notes": []}
     sides = {"peer": (row.peer, row.peer_sizes), "ours": (row.ours, row.our_sizes)}
     present = {side: (build, sizes) for side, (build, sizes) in sides.items() if build is not None}
+    failures: list[str] = []
 
-    def start(side: str) -> Run:
-        build, sizes = present[side]
-        return Run(f"{name}, {side}", build, sizes, options.warm, device)
+    def attempt(side: str, do: Callable[[], Any]) -> Any:
+        try:
+            return do()
+        except Exception as error:
+            failures.append(f"{side}: {reason(error)}")
+        measuring.free()
+        return None
 
-    if row.together:
-        runs = {side: start(side) for side in present}
-        size = max(1, options.steps // 4)
-        for done in range(0, options.steps, size):
-            for run in runs.values():
-                run.block(min(size, options.steps - done))
+    for group in [list(present)] if row.together else [[side] for side in present]:
+        runs: dict[str, Run] = {}
+        for side in group:
+            run = attempt(side, lambda side=side: Run(f"{name}, {side}", *present[side], options.warm, device))
+            runs |= {} if run is None else {side: run}
+        size = max(1, options.steps // 4) if row.together else options.steps
+        for count in (min(size, options.steps - done) for done in range(0, options.steps, size)):
+            for side, run in list(runs.items()):
+                if attempt(side, lambda run=run, count=count: run.block(count)) is None:
+                    del runs[side]
         while runs:
             side, run = runs.popitem()
-            result[side] = run.close(row.inspect)
-    else:
-        for side in present:
-            run = start(side)
-            run.block(options.steps)
-            result[side] = run.close(row.inspect)
-    ours = statistics.median(result["ours"]["seconds"])
-    result["our_figure"], result["peer_figure"], result["ratio"] = row.amount / ours, None, None
-    if "peer" in result:
-        result["peer_figure"] = row.amount / statistics.median(result["peer"]["seconds"])
-        result["ratio"] = result["our_figure"] / result["peer_figure"]
-    highest, flops = peak_flops(device), result["ours"]["flops"]
-    result["mfu"] = None if highest is None or flops is None else flops / ours / highest
-    row.finish(result)
+            if (found := attempt(side, lambda run=run: run.close(row.inspect))) is not None:
+                result[side] = found
+        run = None
+        measuring.free(compiled=True)
+    for side, key in (("ours", "our_figure"), ("peer", "peer_figure")):
+        result[key] = row.amount / statistics.median(result[side]["seconds"]) if side in result else None
+    result["ratio"] = None if None in (result["our_figure"], result["peer_figure"]) else (
+        result["our_figure"] / result["peer_figure"]
+    )  # fmt: skip
+    highest, flops = peak_flops(device), result.get("ours", {}).get("flops")
+    result["mfu"] = None if highest is None or flops is None else flops * result["our_figure"] / row.amount / highest
+    if "ours" in result:
+        attempt("afterwards", lambda: row.finish(result))
+        result["ours"].pop("products", None)
+    if failures:
+        result["failed"] = "; ".join(failures)
     return result
+
+
+def reason(error: Exception) -> str:
+    """One line, after the whole of it on stderr."""
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -447,7 +470,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| row | work | peer | peer's figure | ours | ratio | our MFU | peak memory, peer and ours | notes |"]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for result in results:
-        if "failed" in result:
+        if "work" not in result:
             lines.append(f"| {result['name']} | failed: {result['failed']} | | | | | | | |")
             continue
         memory = " / ".join(
@@ -455,14 +478,19 @@ def table(results: list[dict[str, Any]]) -> str:
             for side in ("peer", "ours")
         )
         sizes = "; ".join(
-            ", ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-                      for key, value in result[side]["facts"].items() if not key.startswith("time_"))
-            for side in ("peer", "ours") if side in result
-        )  # fmt: skip
+            ", ".join(
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in result[side]["facts"].items()
+                if not key.startswith("time_")
+            )
+            for side in ("peer", "ours")
+            if side in result
+        )
+        failed = [f"failed: {result['failed']}"] if "failed" in result else []  # fmt: skip
         lines.append(
             f"| {result['name']} | {result['work']} | {result['peer_name']} | {_figure(result['peer_figure'])} | "
             f"{_figure(result['our_figure'])} {result['unit']} | {_plain(result['ratio'], '.2f')} | "
-            f"{_plain(result['mfu'], '.1%')} | {memory} | {'; '.join([*result['notes'], sizes])} |"
+            f"{_plain(result['mfu'], '.1%')} | {memory} | {'; '.join([*failed, *result['notes'], sizes])} |"
         )
     return "\n".join(lines)
 
@@ -498,6 +526,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="file for all figures, written after each row")
     parser.add_argument("--nanochat", type=Path, help="folder that holds nanochat's package")
     parser.add_argument("--set", type=setting, action="append", default=[], help="KEY=VALUE of our side's recipe")
+    parser.add_argument(
+        "--peer-micro", type=int, metavar="N", help="samples of the peer's micro-batch; default: what fits"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes in float32 on the CPU, nothing compiled")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
@@ -520,9 +551,7 @@ def main() -> int:
             try:
                 results.append(measure(name, rows.named[name](), options, device))
             except Exception as error:
-                traceback.print_exc()
-                reason = (str(error).splitlines() or [""])[0]
-                results.append({"name": name, "failed": f"{type(error).__name__}: {reason}"})
+                results.append({"name": name, "failed": reason(error)})
             say(table(results[-1:]).splitlines()[-1])
             measuring.free(compiled=True)
             if options.json:
