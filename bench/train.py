@@ -192,7 +192,8 @@ class Rows:
     def qwen(self) -> Row:
         scale = self.scale
         made = work.texts(scale.documents, scale.length, scale.arch["vocab_size"] - 1, steps=DISTINCT)
-        values = {"stage": {"name": "pretrain", "train": {"backbone": 1e-5}}, "backbone": scale.decoder}
+        backbone = {**scale.decoder, "dtype": self.dtype}
+        values = {"stage": {"name": "pretrain", "train": {"backbone": 1e-5}}, "backbone": backbone}
         row = Row(
             f"full fine-tune of {scale.documents} x {scale.length} tokens",
             made.tokens(),
@@ -241,7 +242,7 @@ class Rows:
         train = {"resampler": 1e-3, "projector": 1e-3, **({} if frozen else {"backbone": 1e-5})}
         values = {
             "stage": {"name": stage, "train": train, "features": "none"},
-            "backbone": {**scale.decoder, **({"dtype": self.dtype} if frozen else {})},
+            "backbone": {**scale.decoder, "dtype": self.dtype},
             "encoder": scale.encoder,
             "resampler": {"name": resampler, **({"latents": scale.few} if resampler == "perceiver" else {})},
             "projector": {"name": "mlp"},

@@ -22,6 +22,7 @@ from ghostvis_plugins.errors import ConfigError, did_you_mean
 
 from .config import TrainConfig
 
+TRAINABLE = (torch.float32, torch.bfloat16)
 SLICE = re.compile(r"(-?\d*):(-?\d*)")
 
 
@@ -52,10 +53,10 @@ def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
     for name, parameter in model.named_parameters():
         matched = match(table, name)
         rate = 0.0 if matched is None else table[matched]
-        if rate and parameter.dtype != torch.float32:
+        if rate and parameter.dtype not in TRAINABLE:
             raise ConfigError(
-                f"stage.train: {name} is {str(parameter.dtype).removeprefix('torch.')}; weights that train are float32",
-                hint='set backbone.dtype = "float32", and dtype = "bfloat16" to compute in less',
+                f"stage.train: {name} is {_name(parameter.dtype)}; weights that train are float32 or bfloat16",
+                hint='set backbone.dtype = "bfloat16" or "float32"',
             )
         parameter.requires_grad_(rate > 0)
         row = (matched or name.split(".")[0], rate)
@@ -89,6 +90,10 @@ def counted(model: nn.Module, table: Mapping[str, float]) -> dict[str, float]:
                 raise ConfigError(f"stage.train: '{path}' is none of the {length} modules of '{name}'")
             found[".".join([name, f"{start}:{stop}", *parts[at + 1 :]])] = rate
     return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def match(table: Mapping[str, float], name: str) -> str | None:
@@ -182,6 +187,19 @@ def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def check_types(optimizer: Any, name: str) -> None:
+    """Raises ConfigError when ``optimizer`` would train bfloat16 weights in their 8 bits, where updates are lost.
+
+    One that keeps the other 16 bits of each says so with an attribute ``trains_bfloat16``.
+    """
+    types = {parameter.dtype for group in optimizer.param_groups for parameter in group["params"]}
+    if torch.bfloat16 in types and not getattr(optimizer, "trains_bfloat16", False):
+        raise ConfigError(
+            f"the optimizer '{name}' trains float32 weights only, and some are bfloat16",
+            hint='set backbone.dtype = "float32", or choose --optimizer adamw, which keeps their other bits',
+        )
 
 
 class Schedule:

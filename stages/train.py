@@ -28,7 +28,7 @@ from .features import FeatureCache
 from .ledger import BadSample, Ledger, by_index
 from .loader import Collator
 from .loop import Loop, identity
-from .optim import Row, apply_table, format_table, frozen_hash, parameter_groups, set_modes
+from .optim import Row, apply_table, check_types, format_table, frozen_hash, parameter_groups, set_modes
 from .order import Order
 from .packing import Cost
 from .progress import Progress
@@ -142,7 +142,9 @@ def _prepare(
         workers=workers,
     )
     groups = parameter_groups(model, config.train)
-    optimizer = context.build("optimizer", context.table("optimizer", "adamw"), groups=groups)
+    chosen = context.table("optimizer", "adamw")
+    optimizer = context.build("optimizer", chosen, groups=groups)
+    check_types(optimizer, chosen["name"])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     if resumed:

@@ -75,8 +75,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(arch.ffn, arch.dim, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = together(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -233,7 +232,10 @@ class Decoder(nn.Module):
 
 
 def together(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
-    """``layer(x)`` of each layer. Compiled, plain linear ones are one product: wide ones fill a GPU better."""
+    """``layer(x)`` of each layer. Compiled, plain linear ones are one product, because narrow ones do not fill a GPU.
+
+    Not for layers that are wide anyway: the gradients of all have to be put together in memory.
+    """
     linear = [layer for layer in layers if type(layer) is nn.Linear]
     if not torch.compiler.is_compiling() or len(linear) < len(layers):
         return [layer(x) for layer in layers]
@@ -247,16 +249,19 @@ def together(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
 def rotate(x: Tensor, turns: Turns) -> Tensor:
     """Rotary positions of ``x`` ``[T, H, hd]``: number i and number i + hd / 2 are a pair, as in these checkpoints."""
     cos, sin = turns
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def half_turns(positions: Tensor, arch: Architecture, dtype: torch.dtype) -> Turns:
-    """Cosines and sines ``[T, 1, hd]`` of every position; angles are float32 whatever the model computes in."""
+    """Cosines and sines ``[T, 1, hd]`` of every position, the sines with the signs that :func:`rotate` wants.
+
+    Angles are float32 whatever the model computes in.
+    """
     scaling = None if arch.rope_scaling is None else tuple(arch.rope_scaling.model_dump().items())
     frequencies = _frequencies(arch.head_dim, arch.rope_theta, scaling, positions.device)
-    angles = (positions.float()[:, None] * frequencies).repeat(1, 2)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = (positions.float()[:, None] * frequencies)[:, None]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 @lru_cache(maxsize=8)

@@ -80,8 +80,10 @@ def rotate(x: Tensor, turns: Tensor, *, apart: bool = False) -> Tensor:
     """
     wide = x.to(_at_least_float32(x))
     if apart:
-        (a, b), (cos, sin) = wide.chunk(2, dim=-1), turns.unbind(-1)
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+        half = x.shape[-1] // 2
+        cos, sin = (part.repeat(1, 1, 2) for part in turns.unbind(-1))
+        signed = torch.where(torch.arange(2 * half, device=x.device) < half, -sin, sin)
+        return (wide * cos + wide.roll(half, dims=-1) * signed).to(x.dtype)
     pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
 

@@ -52,17 +52,25 @@ class Block(nn.Module):
 
     def before(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` ``[T, D]`` → queries ``[T, H, hd]``, keys and values ``[T, Hkv, hd]``, turned to their positions."""
-        apart = torch.compiler.is_compiling() and type(self.qkv) is nn.Linear
-        qkv = nn.functional.linear(rms_norm(x), self._pairs_apart()) if apart else self.qkv(rms_norm(x))
-        qk, v = qkv.unflatten(-1, (-1, self.head_dim)).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
-        q, k = rotate(rms_norm(qk), turns, apart=apart).split([self.heads, self.kv_heads], dim=1)
+        if torch.compiler.is_compiling() and type(self.qkv) is nn.Linear:
+            return self._before_on_gpu(rms_norm(x), turns)
+        qkv = self.qkv(rms_norm(x)).unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(rms_norm(qk), turns).split([self.heads, self.kv_heads], dim=1)
         return q, k, v
 
-    def _pairs_apart(self) -> Tensor:
-        """The weight of ``qkv`` in another order: of each head's queries and keys the first of all pairs, then the
-        second. Their products stay the same, and halves are turned by whole vectors, neighbours are not."""
-        qk, v = self.qkv.weight.unflatten(0, (-1, self.head_dim)).split([self.heads + self.kv_heads, self.kv_heads])
-        return torch.cat((qk.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2), v)).flatten(0, 1)
+    def _before_on_gpu(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of normalised ``x``, in a form that the compiler makes good kernels of.
+
+        Of each head's queries and keys the first of all pairs come first, then the second: their products stay the
+        same, and halves are turned in whole vectors where neighbours are not. Queries, keys and values are products of
+        their own, so that nobody has to put their gradients together.
+        """
+        heads = self.qkv.weight.unflatten(0, (-1, self.head_dim))
+        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads])
+        q, k = (part.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for part in (q, k))
+        q, k, v = (nn.functional.linear(x, part.flatten(0, 1)).unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
+        return rotate(rms_norm(q), turns, apart=True), rotate(rms_norm(k), turns, apart=True), v
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.out(attended)
