@@ -16,17 +16,28 @@ from components.optimizers import adamw, adamw_kernel
 
 
 def check_adamw() -> None:
-    for size in (1, 1000, 3000):
-        high, low = torch.randn(size).bfloat16().view(torch.int16), torch.randint(-(2**15), 2**15, (size,)).short()
-        tensors = [high, low, torch.randn(size).bfloat16(), torch.randn(size), torch.rand(size)]
-        expected, found = ([tensor.clone() for tensor in tensors] for _ in range(2))
-        scalars = (0.1, 0.05, 1e-3, 0.9, 1e-8, 0.999)
-        adamw.update_(*expected, *scalars)
-        adamw_kernel.update_(*found, *scalars)
-        weights = [adamw.join(*pair[:2]) for pair in (expected, found)]
-        assert not torch.equal(weights[0], adamw.join(high, low))
-        for a, b in zip((weights[0], *expected[3:]), (weights[1], *found[3:]), strict=True):
-            assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    sizes = (1, 1000, 5000)
+    columns = [
+        [torch.randn(size).bfloat16().view(torch.int16) for size in sizes],
+        [torch.randint(-(2**15), 2**15, (size,)).short() for size in sizes],
+        [torch.randn(size) for size in sizes],
+        [torch.rand(size) for size in sizes],
+    ]
+    before = [adamw.join(high, low) for high, low in zip(*columns[:2], strict=True)]
+    expected, found = ([[tensor.clone() for tensor in column] for column in columns] for _ in range(2))
+    scalars = (0.1, 0.05, 1e-3, 0.9, 1e-8, 0.999)
+    table = adamw_kernel.Table(found)
+    for _ in range(2):
+        gradients = [torch.randn(size).bfloat16() for size in sizes]
+        for high, low, exp_avg, exp_avg_sq, gradient in zip(*expected, gradients, strict=True):
+            adamw.update_(high, low, gradient, exp_avg, exp_avg_sq, *scalars)
+        table.update_(gradients, *scalars)
+    for number, start in enumerate(before):
+        wanted, own = (adamw.join(columns[0][number], columns[1][number]) for columns in (expected, found))
+        assert not torch.equal(wanted, start)
+        assert torch.allclose(wanted, own, rtol=1e-5, atol=1e-6)
+        for column in (2, 3):
+            assert torch.allclose(expected[column][number], found[column][number], rtol=1e-5, atol=1e-6)
 
 
 def check_cross_entropy() -> None:

@@ -239,11 +239,10 @@ def together(x: Tensor, *layers: nn.Module) -> Sequence[Tensor]:
     linear = [layer for layer in layers if type(layer) is nn.Linear]
     if not torch.compiler.is_compiling() or len(linear) < len(layers):
         return [layer(x) for layer in layers]
-    weight = torch.cat([layer.weight for layer in linear])
-    biases = [layer.bias for layer in linear if layer.bias is not None]
-    return F.linear(x, weight, torch.cat(biases) if biases else None).split(
-        [layer.out_features for layer in linear], -1
-    )
+    weights = tuple(layer.weight for layer in linear)
+    biases = tuple(layer.bias for layer in linear if layer.bias is not None)
+    joined = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
+    return joined.split([layer.out_features for layer in linear], dim=-1)
 
 
 def rotate(x: Tensor, turns: Turns) -> Tensor:

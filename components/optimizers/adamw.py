@@ -7,7 +7,6 @@ computes with it rounded, as it would under autocast, but nobody has to convert 
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,45 +36,55 @@ class AdamW(torch.optim.AdamW):
 
     trains_bfloat16 = True
 
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._tables: dict[tuple[int, ...], Any] = {}
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no line search, so no closure
         """One update of every parameter that has a gradient."""
-        half = [
-            (parameter, group)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None and parameter.dtype == torch.bfloat16
-        ]
-        gradients = [parameter.grad for parameter, _ in half]
-        for parameter, _ in half:
+        halves = [(group, _with_gradients(group)) for group in self.param_groups]
+        gradients = {parameter: parameter.grad for _, parameters in halves for parameter in parameters}
+        for parameter in gradients:
             parameter.grad = None  # torch leaves out what has none
         super().step()
-        for (parameter, group), gradient in zip(half, gradients, strict=True):
+        for parameter, gradient in gradients.items():
             parameter.grad = gradient
-            self._step_half(parameter, group)
+        for group, parameters in halves:
+            if parameters:
+                self._step_halves(parameters, group)
 
-    def _step_half(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["low"] = torch.zeros_like(parameter, dtype=torch.int16)
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
-        state["step"] += 1
-        step, (beta1, beta2), lr = state["step"].item(), group["betas"], float(group["lr"])
-        _update(parameter.device.type)(
-            parameter.view(torch.int16),
-            state["low"],
-            parameter.grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            1 - beta1,
-            1 - beta2,
-            lr / (1 - beta1**step),
-            (1 - beta2**step) ** 0.5,
-            group["eps"],
-            1 - lr * group["weight_decay"],
-        )
+    def _step_halves(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = 0
+                state["low"] = torch.zeros_like(parameter, dtype=torch.int16)
+                state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+            state["step"] += 1
+        (beta1, beta2), lr = group["betas"], float(group["lr"])
+        for step in {state["step"] for state in states}:  # one, but for parameters that joined later
+            members = [(p, state) for p, state in zip(parameters, states, strict=True) if state["step"] == step]
+            correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+            scalars = (1 - beta1, 1 - beta2, lr / correction1, correction2**0.5, group["eps"])
+            self._update(members, *scalars, 1 - lr * group["weight_decay"])
+
+    def _update(self, members: list[tuple[nn.Parameter, dict[str, Any]]], *scalars: float) -> None:
+        """:func:`update_` of all, on a GPU in one kernel."""
+        if members[0][0].device.type != "cuda" or find_spec("triton") is None:
+            for parameter, state in members:
+                high, gradient = parameter.view(torch.int16), parameter.grad
+                assert gradient is not None
+                update_(high, state["low"], gradient, state["exp_avg"], state["exp_avg_sq"], *scalars)
+            return
+        key = tuple(tensor.data_ptr() for parameter, state in members for tensor in (parameter, state["low"]))
+        if key not in self._tables:
+            from .adamw_kernel import Table
+
+            columns = [[state[name] for _, state in members] for name in ("low", "exp_avg", "exp_avg_sq")]
+            self._tables[key] = Table([[parameter.detach() for parameter, _ in members], *columns])
+        self._tables[key].update_([parameter.grad for parameter, _ in members], *scalars)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch does it, which gives all state the type of its parameter: that of bfloat16 ones keeps its own."""
@@ -84,8 +93,11 @@ class AdamW(torch.optim.AdamW):
         for index, values in state_dict["state"].items():
             parameter = parameters[index]
             if parameter.dtype == torch.bfloat16:
-                own = {key: value.to(parameter.device, copy=True) for key, value in values.items() if key != "step"}
-                self.state[parameter] = {"step": values["step"].cpu().clone(), **own}
+                self.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+                    for key, value in values.items()
+                }
+        self._tables.clear()
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:
@@ -127,11 +139,5 @@ def update_(
     low.copy_(new_low)
 
 
-@cache
-def _update(device: str) -> Any:
-    """:func:`update_`, in one kernel on a GPU."""
-    if device == "cuda" and find_spec("triton"):
-        from .adamw_kernel import update_ as in_one_kernel
-
-        return in_one_kernel
-    return update_
+def _with_gradients(group: dict[str, Any]) -> list[nn.Parameter]:
+    return [p for p in group["params"] if p.grad is not None and p.dtype == torch.bfloat16]
