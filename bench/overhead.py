@@ -39,6 +39,7 @@ from stages.loader import Loader
 from stages.loop import Loop
 from stages.optim import apply_table, clip_gradients
 from stages.start import open_start
+from stages.stopping import Stopping
 from stages.train import _prepare
 from stages.workers import Workers
 
@@ -70,6 +71,7 @@ class Step:
     plan: StepPlan
     kept: list[Batch]
     bad: list[Any] = field(default_factory=list)
+    left: int = 0
 
     def batches(self) -> Iterator[Batch]:
         yield from self.kept
@@ -126,8 +128,8 @@ def measure(folder: Path, backbone: dict[str, Any], tokens: int, size: int, bloc
     start = open_start(context, vision=False)
     apply_table(start.model, config.train)
     other = copy.deepcopy(start.model)
-    loop = _prepare(context, config, start, None, Workers(0))
-    groups = [{**g, "params": list(g["params"])} for g in loop.optimizer.param_groups]
+    loop = _prepare(context, config, start, None, Workers(0), Stopping())
+    groups = [{**g, "params": list(g["params"])} for g in loop.parallel.optimizer.param_groups]
     own = dict(zip(loop.model.parameters(), other.parameters(), strict=True))
     for group in groups:
         group["params"] = [own[parameter] for parameter in group["params"]]

@@ -122,13 +122,14 @@ class Step:
 
     plan: StepPlan
     bad: list[BadSample]  # with unreadable pictures: complete when all batches were asked for
-    _bins: int
+    left: int  # bins that were not asked for yet
     _loader: Loader
 
     def batches(self) -> Iterator[Batch]:
         """The batches of this rank; fewer than bins where no sample of one is left."""
-        for _ in range(self._bins):
+        while self.left:
             prepared = self._loader.prepared()
+            self.left -= 1
             self.bad += prepared.bad
             batch = self._loader.collator.finish(prepared)
             if batch is not None:

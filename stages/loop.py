@@ -16,13 +16,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from components.batch import Batch
 from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
 from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError, UnavailableError
@@ -33,10 +32,11 @@ from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
 from .distributed import autocast
 from .ledger import BadSample, Ledger
-from .loader import Collator, Loader
+from .loader import Collator, Loader, Step
 from .meter import PHASES, Meter
-from .optim import Schedule, clip_gradients, set_modes
+from .optim import Schedule, set_modes
 from .packing import Cost
+from .parallel import Alone
 from .progress import Progress
 from .stopping import Stopping
 from .validation import Validation
@@ -58,8 +58,7 @@ class Loop:
     context: RunContext
     config: TrainConfig
     model: VLM
-    optimizer: Any
-    optimizer_names: list[str]  # of its parameters, in the order of its groups
+    parallel: Alone  # or however else its ranks share the model
     stream: Stream
     collator: Collator
     validation: Validation | None
@@ -77,7 +76,6 @@ class Loop:
     def __post_init__(self) -> None:
         self.dist = self.context.dist
         self.schedule = Schedule(self.config, self.steps)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.checkpoints = self.context.run_dir / "checkpoints"
         self._saved = self.step
         self._best_before = self.best
@@ -135,27 +133,29 @@ class Loop:
         with self.meter.phase("data"):
             loaded = loader.next_step()
         plan = loaded.plan
-        nll, learnt, flops = self._backward(loaded.batches(), plan.targets)
+        nll, learnt, flops = self._backward(loaded)
+        self.parallel.sum_gradients()
         own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), self.stopping.requested]
         totals = self.dist.sum_(torch.cat([nll[None], nll.new_tensor(own)]))
-        self.dist.sum_gradients(self.parameters)
         loss_sum, targets, failed, gigaflops, joules, stops = totals.tolist()
         self._stop = stops > 0
         if failed or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
         if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made
-            self._rescale(plan.targets, targets, step)
+            if targets == 0:
+                raise DataError(f"step {step}: none of its samples could be used; see bad_samples.jsonl")
+            self.parallel.scale(plan.targets / targets)
         loss = loss_sum / targets
 
-        rate = self.schedule.apply(self.optimizer, step)
+        rate = self.schedule.apply(self.parallel, step)
         with self.meter.phase("optimizer"):
-            norm = clip_gradients(self.parameters, self.config.clip).item()
+            norm = self.parallel.clip(self.config.clip)
             if math.isfinite(loss) and math.isfinite(norm):  # both are sums over ranks: all decide alike
-                self.optimizer.step()
+                self.parallel.step()
                 self.skipped_in_a_row = 0
             else:
                 self._skip(step, loss, norm, plan)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.parallel.zero_grad()
         self.state = plan.state
         return {
             "loss": loss,
@@ -196,8 +196,9 @@ class Loop:
             row["energy_joules"] = round(joules, 2)
         return row
 
-    def _backward(self, batches: Iterator[Batch], targets: int) -> tuple[torch.Tensor, int, float]:
+    def _backward(self, loaded: Step) -> tuple[torch.Tensor, int, float]:
         """Gradients of the own share of the step's mean loss; loss, targets and operations, summed over own bins."""
+        batches, targets = loaded.batches(), loaded.plan.targets
         total, learnt, flops = torch.zeros((), device=self.dist.device), 0, 0.0
         while True:
             before = self._encoded()
@@ -209,10 +210,10 @@ class Loop:
             if self.flops is not None:
                 flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
             with self.meter.phase("forward"), self._autocast():
-                nll, _ = self.model.loss(batch.to(self.dist.device))
+                nll = self.parallel.loss(batch.to(self.dist.device))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
                 with self.meter.phase("backward"):
-                    (nll / targets).backward()
+                    self.parallel.backward(nll / targets, last=not loaded.left)
             total += nll.detach()
 
     def _operations(self) -> StepFlops | None:
@@ -230,13 +231,6 @@ class Loop:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.context.values.get("dtype", "auto"), self.dist.device)
-
-    def _rescale(self, planned: int, actual: float, step: int) -> None:
-        if actual == 0:
-            raise DataError(f"step {step}: none of its samples could be used; see bad_samples.jsonl")
-        for parameter in self.parameters:
-            assert parameter.grad is not None
-            parameter.grad.mul_(planned / actual)
 
     def _note(self, bad: list[BadSample], step: int) -> None:
         located = [
@@ -304,27 +298,23 @@ class Loop:
             "skipped_in_a_row": self.skipped_in_a_row,
             "identity": identity(self.context, self.config, self.stream.datasets),
         }
-        written = True
-        if self.dist.is_main:
-            try:
-                self._write(state)
-            except OSError as error:
-                if must or error.errno not in DISK_FULL:
-                    raise UnavailableError(
-                        f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
-                        hint="free some space; --resume goes on from the last checkpoint",
-                    ) from error
-                written = False
-                self._alarm(
-                    f"NO CHECKPOINT of step {self.step}: the disk of {self.checkpoints} is full; training goes on"
-                )
-        if not self.dist.gather(written)[0] and self.best and self.best["step"] == self.step:
-            self.best = self._best_before  # the best of those that can be exported
+        try:
+            self._write(state)
+        except OSError as error:  # on all ranks, where it was on any
+            if must or error.errno not in DISK_FULL:
+                raise UnavailableError(
+                    f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
+                    hint="free some space; --resume goes on from the last checkpoint",
+                ) from error
+            self._alarm(f"NO CHECKPOINT of step {self.step}: the disk of {self.checkpoints} is full; training goes on")
+            if self.best and self.best["step"] == self.step:
+                self.best = self._best_before  # the best of those that can be exported
         self._saved = self.step
 
     def _write(self, state: Mapping[str, Any]) -> None:
         """Write and prune. On a full disk, prune down to the newest checkpoint and try once more. Raises OSError."""
-        arguments = (self.checkpoints, self.step, self.model, self.optimizer, self.optimizer_names, state)
+        parts = (self.model, self.parallel.optimizer, self.parallel.names)
+        arguments = (self.checkpoints, self.step, *parts, state, self.dist)
         try:
             checkpoint.write(*arguments)
         except OSError as error:
@@ -336,8 +326,11 @@ class Loop:
         self._prune(self.config.keep_checkpoints, self.best)
 
     def _prune(self, keep: int, *spared: dict[str, float] | None) -> list[int]:
-        protected = [int(best["step"]) for best in spared if best]
-        return checkpoint.prune(self.checkpoints, keep, protected, every=self.config.keep_every, ignored=self._damaged)
+        """Steps whose checkpoints the main rank removed; the same on all."""
+        protected, every = [int(best["step"]) for best in spared if best], self.config.keep_every
+        return self.dist.on_main(  # type: ignore[no-any-return]
+            lambda: checkpoint.prune(self.checkpoints, keep, protected, every=every, ignored=self._damaged)
+        )
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -215,10 +215,13 @@ class Schedule:
         return max(group["lr"] for group in optimizer.param_groups)
 
 
-def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """The global norm of the gradients before clipping, which scales them to at most ``limit`` (0: not at all)."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+def clip_gradients(parameters: list[nn.Parameter], limit: float, norm: Tensor | None = None) -> Tensor:
+    """The global norm of the gradients before clipping, which scales them to at most ``limit`` (0: not at all).
+
+    ``norm`` is given where these are not all gradients.
+    """
+    if norm is None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if limit > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

@@ -31,6 +31,7 @@ from .loop import Loop, identity
 from .optim import Row, apply_table, format_table, frozen_hash, parameter_groups, set_modes
 from .order import Order
 from .packing import Cost
+from .parallel import share_model
 from .progress import Progress
 from .report import find_engine, write_report
 from .rundir import claim, resolved_of, set_latest
@@ -141,13 +142,16 @@ def _prepare(
         known_bad=by_index(bad for bad in known if not bad.picture),
         workers=workers,
     )
-    groups = parameter_groups(model, config.train)
-    optimizer = context.build("optimizer", context.table("optimizer", "adamw"), groups=groups)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     if resumed:
         resumed.load_model(model)
-        resumed.load_optimizer(optimizer, order)
+    parallel = share_model(
+        model,
+        dist,
+        parameter_groups(model, config.train),
+        lambda groups: context.build("optimizer", context.table("optimizer", "adamw"), groups=groups),
+    )
+    if resumed:
+        resumed.load_optimizer(parallel.optimizer, parallel.names)
     done = resumed.step if resumed else 0
     if dist.is_main:
         rewind(context.run_dir, done)
@@ -164,8 +168,7 @@ def _prepare(
         context=context,
         config=config,
         model=model,
-        optimizer=optimizer,
-        optimizer_names=order,
+        parallel=parallel,
         stream=stream,
         collator=collator,
         validation=validation,
