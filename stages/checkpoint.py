@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +40,13 @@ FORMAT_VERSION = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 OPTIMIZERS = re.compile(r"optimizer(-\d+-of-\d+)?\.safetensors")
 ALONE = Distributed()
+
+
+@runtime_checkable
+class _Parts(Protocol):
+    """A DTensor, whose module takes seconds to import: it is there wherever one is."""
+
+    def full_tensor(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,9 @@ class Checkpoint:
     def load_optimizer(self, optimizer: Any, names: list[str]) -> None:
         """Restore the optimizer; ``names`` are its parameters' names in the order of its groups."""
         one = self.folder / OPTIMIZER
-        tensors = load_file(one) if one.exists() else _read_shards(self.folder, set(names))
+        parameters = dict(zip(names, (p for g in optimizer.param_groups for p in g["params"]), strict=True))
+        plain = one.exists() and not any(isinstance(parameter, _Parts) for parameter in parameters.values())
+        tensors = load_file(one) if plain else _read_shards(self.folder, parameters)
         scalars = self.state()["optimizer"]
         state: dict[int, dict[str, Any]] = {}
         for index, name in enumerate(names):
@@ -109,7 +118,7 @@ def write(
     All ranks call it, each with the ``optimizer`` of its own parameters and their ``names``; all raise when one does.
     """
     final, private = root / f"step_{step}", root / f".partial-step_{step}"
-    tensors, scalars = _optimizer_state(optimizer, names)
+    weights, (tensors, scalars) = _whole(unique_tensors(model), ranks), _optimizer_state(optimizer, names)
 
     def begin() -> None:
         root.mkdir(parents=True, exist_ok=True)
@@ -117,7 +126,7 @@ def write(
         private.mkdir()
 
     def publish() -> None:
-        _write_tensors(unique_tensors(model), private / MODEL)
+        _write_tensors(weights, private / MODEL)
         if ranks.world == 1:
             _write_tensors(tensors, private / OPTIMIZER)
             shards[OPTIMIZER] = _describe(private / OPTIMIZER)
@@ -144,6 +153,16 @@ def write(
     return Checkpoint(final, step)
 
 
+def _whole(tensors: Mapping[str, Tensor], ranks: Distributed) -> dict[str, Tensor]:
+    """On the main rank the tensors, put together one by one in its memory where ranks have parts; nothing on others."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor().cpu() if isinstance(tensor, _Parts) else tensor  # all ranks take part in it
+        if ranks.is_main:
+            whole[name] = full
+    return whole
+
+
 def _write_shards(tensors: dict[str, Tensor], folder: Path, ranks: Distributed) -> dict[str, Any]:
     """Each rank's tensors in a file of its own; what the manifest says of all files. Raises OSError on all ranks."""
     import torch.distributed.checkpoint as dcp  # seconds, which one process need not wait for
@@ -164,18 +183,19 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path, ranks: Distributed) 
     return {name: about for own in ranks.gather(written) for name, about in own.items()}
 
 
-def _read_shards(folder: Path, names: set[str]) -> dict[str, Tensor]:
-    """The tensors of these parameters from whichever rank's file, or files, they are in."""
+def _read_shards(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of these parameters, or this rank's parts of it, from whichever files it is in."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     reader = HuggingFaceStorageReader(str(folder))
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    tensors = {
-        key: torch.empty(about.size, dtype=about.properties.dtype)
-        for key, about in saved.items()
-        if key.rpartition("/")[0] in names
-    }
+    tensors = {}
+    for key, about in saved.items():
+        parameter = parameters.get(key.rpartition("/")[0])
+        if parameter is not None:
+            dtype, alike = about.properties.dtype, about.size == parameter.shape
+            tensors[key] = torch.empty_like(parameter, dtype=dtype) if alike else torch.empty(about.size, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be: ranks read on their own
         dcp.load(tensors, storage_reader=reader, no_dist=True)

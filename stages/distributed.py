@@ -113,7 +113,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16.
+    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16."""
+    low = compute_dtype(dtype, device)
+    return torch.autocast(device.type, low) if low else contextlib.nullcontext()
+
+
+def compute_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
+    """What products are computed in; None for the weights' own type. Raises ConfigError for float16.
 
     "auto" is bfloat16 where a CUDA device computes it, and float32 elsewhere: many CPUs only emulate it, slowly.
     """
@@ -122,6 +128,4 @@ def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextMana
         dtype = "bfloat16" if native else "float32"
     if dtype == "float16":
         raise ConfigError("dtype = float16: training needs loss scaling for it", hint="use bfloat16 or float32")
-    if dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    return torch.bfloat16 if dtype == "bfloat16" else None

@@ -59,6 +59,7 @@ class Loop:
     config: TrainConfig
     model: VLM
     parallel: Alone  # or however else its ranks share the model
+    flops: StepFlops | None
     stream: Stream
     collator: Collator
     validation: Validation | None
@@ -85,7 +86,6 @@ class Loop:
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
-        self.flops = self._operations()
         self.peak = peak_flops(self.dist.device)
         self.meter = Meter(self.dist.device, main=self.dist.is_main)
 
@@ -200,12 +200,16 @@ class Loop:
         """Gradients of the own share of the step's mean loss; loss, targets and operations, summed over own bins."""
         batches, targets = loaded.batches(), loaded.plan.targets
         total, learnt, flops = torch.zeros((), device=self.dist.device), 0, 0.0
+        done = 0
         while True:
             before = self._encoded()
             with self.meter.phase("data"):
                 batch = next(batches, None)
             if batch is None:
+                with self._autocast():
+                    self.parallel.keep_up(loaded.most - done)
                 return total, learnt, flops
+            done += 1
             learnt += batch.target_rows.numel()
             if self.flops is not None:
                 flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
@@ -215,15 +219,6 @@ class Loop:
                 with self.meter.phase("backward"):
                     self.parallel.backward(nll / targets, last=not loaded.left)
             total += nll.detach()
-
-    def _operations(self) -> StepFlops | None:
-        """The cost of a batch; None where a part cannot run on the meta device, which no protocol asks of one."""
-        try:
-            return StepFlops.measure(self.model)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            self._alarm(f"operations are not counted: the model does not run on torch's meta device: {reason}")
-            return None
 
     def _encoded(self) -> int:
         """Pictures that the encoder has seen for the sake of the feature cache."""
@@ -275,7 +270,7 @@ class Loop:
         """Add validation figures to ``row``; True when they are the best so far."""
         if self.validation is None:
             return False
-        metrics, bad = self.validation(self.model, self.collator, self._autocast)
+        metrics, bad = self.validation(self.parallel, self.collator, self._autocast)
         found = self.dist.gather(bad)
         if any(found):
             self.ledger.add({entry for entries in found for entry in entries}, self.step)

@@ -3,6 +3,7 @@
     Alone      one process, which keeps everything
     Dealt      every rank holds the model; the optimizer state of a parameter is kept by one rank (ZeRO-1, Rajbhandari
                et al. 2020)
+    Sharded    every rank keeps a part of each tensor, weights, gradients and optimizer state alike (FSDP2)
 
 The choice is made once, by :func:`share_model`; the loop calls the same methods of each. A parameter that no sample of
 a rank used counts as zero there: an optimizer must not see a difference between a step without pictures here and one
@@ -20,22 +21,38 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from components.batch import Batch
+from components.rendering import Rendered
 from components.vlm import VLM
+from ghostvis_plugins.errors import ConfigError
 
-from .distributed import Distributed
-from .optim import clip_gradients
+from .config import TrainConfig
+from .distributed import Distributed, compute_dtype
+from .optim import clip_gradients, parameter_groups
 from .packing import deal
 
 Groups = list[dict[str, Any]]
 Build = Callable[[Groups], Any]
+"""Makes the optimizer of some groups of parameters."""
 
 BUCKET_BYTES = 2**25  # tensors go over the wire together up to this, and alone above it
 IN_FLIGHT = 4  # buckets of updated parameters: each is a copy
+EMPTY = Batch.pack([Rendered([0], [False], [], (), "nothing")])
 
 
-def share_model(model: VLM, ranks: Distributed, groups: Groups, build: Build) -> Alone:
-    """``build`` makes the optimizer of some ``groups`` (see :func:`stages.optim.parameter_groups`)."""
-    return Alone(model, ranks, groups, build) if ranks.world == 1 else Dealt(model, ranks, groups, build)
+def shards_weights(model: VLM, config: TrainConfig, ranks: Distributed) -> bool:
+    """Whether no rank is to hold all of the model: ``stage.fsdp_above``."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return ranks.world > 1 and config.fsdp_above is not None and size > config.fsdp_above
+
+
+def share_model(model: VLM, ranks: Distributed, config: TrainConfig, build: Build, dtype: str = "float32") -> Alone:
+    """``build`` makes an optimizer; ``dtype`` is what is computed in. Raises ConfigError where they do not go together.
+
+    The model is on the device already, unless its weights are to be sharded (:func:`shards_weights`).
+    """
+    if shards_weights(model, config, ranks):
+        return Sharded(model, ranks, config, build, dtype)
+    return Alone(model, ranks, config, build) if ranks.world == 1 else Dealt(model, ranks, config, build)
 
 
 class Alone:
@@ -44,9 +61,9 @@ class Alone:
     ``parameters`` are those that this rank's ``optimizer`` steps, ``names`` their names in the order of its groups.
     """
 
-    def __init__(self, model: VLM, ranks: Distributed, groups: Groups, build: Build) -> None:
+    def __init__(self, model: VLM, ranks: Distributed, config: TrainConfig, build: Build) -> None:
         self.model, self.ranks = model, ranks
-        self.optimizer = self._optimizer(groups, build)
+        self.optimizer = self._optimizer(parameter_groups(model, config.train), build)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.names = [names[id(parameter)] for parameter in self.parameters]
@@ -62,6 +79,13 @@ class Alone:
     def loss(self, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of the batch's targets."""
         return self.model.loss(batch)[0]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Float32 logits ``[S, V]`` of the rows before a target."""
+        return self.model.backbone.logits(self.model.hidden(batch, rows=batch.target_rows))  # type: ignore[no-any-return]
+
+    def keep_up(self, passes: int) -> None:
+        """Join in what other ranks compute in so many more batches, where it needs all of them."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add to the gradients. After the ``last`` micro-batch of a step they are complete, and may start to travel."""
@@ -117,9 +141,8 @@ class Dealt(Alone):
     when it was sent, so no second one of all of them is ever made.
     """
 
-    def __init__(self, model: VLM, ranks: Distributed, groups: Groups, build: Build) -> None:
-        self.groups = groups
-        super().__init__(model, ranks, groups, build)
+    def __init__(self, model: VLM, ranks: Distributed, config: TrainConfig, build: Build) -> None:
+        super().__init__(model, ranks, config, build)
         owners = {id(p): rank for rank, hand in enumerate(self._hands) for p in hand}
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.buckets = _buckets(trained[::-1], owners)  # a backward pass ends where the forward pass began
@@ -128,6 +151,7 @@ class Dealt(Alone):
         self._hooks = [p.register_post_accumulate_grad_hook(self._complete) for p in trained]
 
     def _optimizer(self, groups: Groups, build: Build) -> Any:
+        self.groups = groups
         parameters = [parameter for group in groups for parameter in group["params"]]
         cost = getattr(build(groups), "cost", torch.numel)
         hands = deal([float(cost(parameter)) for parameter in parameters], self.ranks.world)
@@ -197,6 +221,98 @@ class Dealt(Alone):
                 if parameter.data_ptr() != new.data_ptr():
                     parameter.copy_(new)
         bucket.flat, bucket.work = None, None
+
+
+class Sharded(Alone):
+    """FSDP2 (``torch.distributed.fsdp.fully_shard``): a layer's weights are put together where it is computed.
+
+    Layers of the backbone are shards of their own, and so are those of an encoder that trains; everything else is put
+    together once a pass. A frozen encoder stays whole on every rank, which so can keep its features whenever it likes.
+    For every other pass all ranks have to come together, in the same order: a rank with fewer batches computes empty
+    ones (:meth:`keep_up`), and one whose batch has no picture ties its text to the vision path by a zero.
+    """
+
+    def __init__(self, model: VLM, ranks: Distributed, config: TrainConfig, build: Build, dtype: str) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        low = compute_dtype(dtype, ranks.device)
+        mixed = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32) if low else MixedPrecisionPolicy()
+        mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+        whole: set[nn.Parameter] = set()
+        blocks = _layers(model.backbone)
+        if model.encoder_frozen and model.encoder is not None:
+            whole = set(model.encoder.to(ranks.device).parameters())
+        self.root = _Root(model, [] if model.encoder is None or model.encoder_frozen else _layers(model.encoder))
+        for block in [*self.root.encoder_layers, *blocks]:
+            fully_shard(block, mesh=mesh, mp_policy=mixed)
+        self._reshard = fully_shard(self.root, mesh=mesh, mp_policy=mixed, ignored_params=whole).reshard
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):  # sums, as everywhere here, and no means
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+        super().__init__(model, ranks, config, build)
+        if getattr(self.optimizer, "whole_tensors", False):
+            raise ConfigError(
+                f"stage.fsdp_above = {config.fsdp_above:g} shares out tensors, and this optimizer needs them whole",
+                hint="choose --optimizer adamw, or a stage.fsdp_above that is above the model's number of parameters",
+            )
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.root(batch, logits=False)  # type: ignore[no-any-return]
+
+    def logits(self, batch: Batch) -> Tensor:
+        return self.root(batch, logits=True)  # type: ignore[no-any-return]
+
+    def keep_up(self, passes: int) -> None:
+        for _ in range(passes):
+            loss = self.loss(EMPTY.to(self.ranks.device))
+            if loss.requires_grad:
+                loss.backward()
+        self._reshard()  # after a pass without a backward one
+
+    def clip(self, limit: float) -> float:
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).full_tensor()  # type: ignore[attr-defined]
+        return clip_gradients(self.parameters, limit, norm).item()
+
+
+class _Root(nn.Module):
+    """What FSDP's hooks see called: one pass of the whole model."""
+
+    tie: Tensor | None = None  # a zero through which a batch without pictures is tied to the vision path
+
+    def __init__(self, model: VLM, encoder_layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.model, self.encoder_layers = model, encoder_layers
+        model.backbone.register_forward_pre_hook(self._tie)
+
+    def forward(self, batch: Batch, logits: bool) -> Tensor:
+        model = self.model
+        self.tie = None if batch.images else self._zero()
+        if logits:
+            return model.backbone.logits(model.hidden(batch, rows=batch.target_rows))  # type: ignore[no-any-return]
+        return model.loss(batch)[0]
+
+    def _zero(self) -> Tensor | None:
+        """0 · everything that would have made image vectors: its gradients are zeros, and the passes are the same."""
+        model = self.model
+        parts = [part for part in (model.encoder, model.resampler, model.projector) if part is not None]
+        apart = {module for layer in self.encoder_layers for module in layer.modules()}
+        modules = [module for part in parts for module in part.modules() if module not in apart]
+        zero = [p.sum() * 0 for module in modules for p in module.parameters(recurse=False) if p.requires_grad]
+        if self.encoder_layers and model.encoder is not None:
+            zero.append(model.encode(torch.zeros(1, 3, *model.encoder.image_size, device=model.device)).sum() * 0)
+        return torch.stack(zero).sum() if zero else None
+
+    def _tie(self, backbone: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
+        return None if self.tie is None else (inputs[0] + self.tie.to(inputs[0].dtype),)
+
+
+def _layers(part: nn.Module) -> list[nn.Module]:
+    """The modules of the list that holds most of a part's weights: its layers, if they are all of a kind."""
+    lists = [m for m in part.modules() if isinstance(m, nn.ModuleList | nn.Sequential) and len({*map(type, m)}) == 1]
+    return list(max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=[]))
 
 
 class _Nothing:

@@ -19,7 +19,7 @@ from components.vlm import VLM
 from stages import parallel
 from stages.config import PretrainConfig
 from stages.distributed import Distributed
-from stages.optim import Schedule, apply_table, parameter_groups
+from stages.optim import Schedule, apply_table
 from stages.parallel import Dealt, share_model
 
 
@@ -37,9 +37,9 @@ def dealt(world: int, name: str = "adamw", **shape: int) -> list[Dealt]:
     shares = []
     for rank in range(world):
         net = model(**shape)
-        apply_table(net, {"backbone": 1e-3, "backbone.head": 2e-3})
-        groups = parameter_groups(net, {"backbone": 1e-3, "backbone.head": 2e-3})
-        share = share_model(net, Distributed(rank, world), groups, build)
+        config = PretrainConfig(steps=1, train={"backbone": 1e-3, "backbone.head": 2e-3})
+        apply_table(net, config.train)
+        share = share_model(net, Distributed(rank, world), config, build)
         assert isinstance(share, Dealt)
         shares.append(share)
     return shares
@@ -100,7 +100,7 @@ def test_one_process_shares_nothing() -> None:
         built.append(build_adamw(AdamW(), groups=groups))
         return built[-1]
 
-    alone = share_model(net, Distributed(), parameter_groups(net, {"backbone": 1e-3}), build)
+    alone = share_model(net, Distributed(), PretrainConfig(steps=1), build)
     assert alone.optimizer is built[0]
     assert len(built) == 1
     assert len(alone.parameters) == len(list(net.parameters()))

@@ -34,6 +34,8 @@ def build(config: Config, *, groups: list[dict[str, Any]]) -> Muon:
 class Muon(torch.optim.Optimizer):
     """Muon on the hidden matrices of ``groups``, AdamW on the rest; groups stay the caller's for schedules."""
 
+    whole_tensors = True
+
     def __init__(self, groups: list[dict[str, Any]], config: Config) -> None:
         self.config = config
         super().__init__(
