@@ -37,7 +37,7 @@ from stages.data import StepPlan
 from stages.distributed import Distributed
 from stages.loader import Loader
 from stages.loop import Loop
-from stages.optim import apply_table, clip_gradients
+from stages.optim import apply_table
 from stages.start import open_start
 from stages.stopping import Stopping
 from stages.train import _prepare
@@ -72,6 +72,7 @@ class Step:
     plan: StepPlan
     kept: list[Batch]
     bad: list[Any] = field(default_factory=list)
+    left: int = 0
 
     def batches(self) -> Iterator[Batch]:
         yield from self.kept
@@ -129,7 +130,7 @@ def measure(folder: Path, backbone: dict[str, Any], tokens: int, size: int, bloc
     apply_table(start.model, config.train)
     other = copy.deepcopy(start.model)
     loop = _prepare(context, config, start, None, Workers(0), Stopping())
-    groups = [{**g, "params": list(g["params"])} for g in loop.optimizer.param_groups]
+    groups = [{**g, "params": list(g["params"])} for g in loop.parallel.optimizer.param_groups]
     own = dict(zip(loop.model.parameters(), other.parameters(), strict=True))
     for group in groups:
         group["params"] = [own[parameter] for parameter in group["params"]]
@@ -163,7 +164,7 @@ def run_bare(loop: Loop, model: Any, optimizer: Any, steps: list[Step], first: i
             loss += nll.item()
         loss /= step.plan.targets
         loop.schedule.apply(optimizer, number)
-        clip_gradients(parameters, loop.config.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, loop.config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return time.perf_counter() - began, loss

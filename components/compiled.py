@@ -32,7 +32,7 @@ def compiled(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
             setattr(cls, name, original)
 
 
-def compute_dtype(x: Tensor) -> torch.dtype:
+def autocast_dtype(x: Tensor) -> torch.dtype:
     """The type that autocast computes in on the device of ``x``, or that of ``x`` where it is off."""
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

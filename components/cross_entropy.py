@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from components.compiled import compute_dtype
+from components.compiled import autocast_dtype
 
 HALF = (torch.bfloat16, torch.float16)
 PIECE_BYTES = 2**31
@@ -31,7 +31,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softca
     ``hidden`` ``[S, D]``, ``weight`` ``[V, D]``, ``targets`` ``[S]`` int64. Logits are ``hidden @ weight.T``, in the
     type of autocast where it is on, then float32, and with a ``softcap`` c become c · tanh(logits / c).
     """
-    dtype = compute_dtype(hidden)
+    dtype = autocast_dtype(hidden)
     if hidden.device.type == "cpu" and 4 * hidden.shape[0] * weight.shape[0] <= PIECE_BYTES:
         # Not fused there, the pieces' passes take half as long again.
         logits = F.linear(hidden.to(dtype), weight.to(dtype)).float()

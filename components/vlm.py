@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.batch import Batch
-from components.compiled import Half, compute_dtype
+from components.compiled import Half, autocast_dtype
 from ghostvis_plugins import DataError
 
 
@@ -66,7 +66,7 @@ class VLM(nn.Module):
             return self.encoder(pixels)
         if self.encoder.training:
             self.encoder.eval()
-        dtype = compute_dtype(pixels)
+        dtype = autocast_dtype(pixels)
         with torch.no_grad():
             return self._half.of(self.encoder, dtype)(pixels.to(dtype))
 

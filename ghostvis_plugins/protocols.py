@@ -212,7 +212,11 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """A ``torch.optim.Optimizer``."""
+    """A ``torch.optim.Optimizer``. Each of several ranks builds one, of whole tensors that only this rank steps.
+
+    It may say in ``cost(parameter) -> float`` how much work a step of a parameter is, by which they are dealt to the
+    ranks; otherwise their sizes decide. FSDP gives it parts of tensors, unless it has ``whole_tensors = True``.
+    """
 
     param_groups: list[dict[str, Any]]
 

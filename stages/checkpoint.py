@@ -2,7 +2,9 @@
 
     checkpoints/step_120/
         model.safetensors      every parameter and buffer
-        optimizer.safetensors  the optimizer's tensors, named by parameter
+        optimizer.safetensors  the optimizer's tensors, named by parameter; of several ranks, each writes its own into
+                               optimizer-00001-of-00002.safetensors (torch.distributed.checkpoint), and any number of
+                               ranks reads them
         state.json             step, position in the data stream, hash chain, best validation so far
         manifest.json          format_version, and size and sha256 of each of the above
 
@@ -19,10 +21,11 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -31,8 +34,19 @@ from torch import Tensor, nn
 
 from ghostvis_plugins.errors import DataError
 
+from .distributed import Distributed
+
 FORMAT_VERSION = 1
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+OPTIMIZERS = re.compile(r"optimizer(-\d+-of-\d+)?\.safetensors")
+ALONE = Distributed()
+
+
+@runtime_checkable
+class _Parts(Protocol):
+    """A DTensor, whose module takes seconds to import: it is there wherever one is."""
+
+    def full_tensor(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,10 @@ class Checkpoint:
 
     def load_optimizer(self, optimizer: Any, names: list[str]) -> None:
         """Restore the optimizer; ``names`` are its parameters' names in the order of its groups."""
-        tensors = load_file(self.folder / OPTIMIZER)
+        one = self.folder / OPTIMIZER
+        parameters = dict(zip(names, (p for g in optimizer.param_groups for p in g["params"]), strict=True))
+        plain = one.exists() and not any(isinstance(parameter, _Parts) for parameter in parameters.values())
+        tensors = load_file(one) if plain else _read_shards(self.folder, parameters)
         scalars = self.state()["optimizer"]
         state: dict[int, dict[str, Any]] = {}
         for index, name in enumerate(names):
@@ -88,19 +105,33 @@ def _same_shape(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def write(
-    root: Path, step: int, model: nn.Module, optimizer: Any, names: list[str], state: Mapping[str, Any]
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Any,
+    names: list[str],
+    state: Mapping[str, Any],
+    ranks: Distributed = ALONE,
 ) -> Checkpoint:
-    """Write ``root/step_N``; when this returns, it is on the disk. Raises OSError, leaving nothing behind."""
-    root.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(root)
+    """Write ``root/step_N``; when this returns, it is on the disk. Raises OSError, leaving nothing behind.
+
+    All ranks call it, each with the ``optimizer`` of its own parameters and their ``names``; all raise when one does.
+    """
     final, private = root / f"step_{step}", root / f".partial-step_{step}"
-    private.mkdir()
-    try:
-        tensors, scalars = _optimizer_state(optimizer, names)
-        _write_tensors(unique_tensors(model), private / MODEL)
-        _write_tensors(tensors, private / OPTIMIZER)
-        _write_json(private / STATE, {**state, "step": step, "optimizer": scalars})
-        files = {name: _describe(private / name) for name in (MODEL, OPTIMIZER, STATE)}
+    weights, (tensors, scalars) = _whole(unique_tensors(model), ranks), _optimizer_state(optimizer, names)
+
+    def begin() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(root)
+        private.mkdir()
+
+    def publish() -> None:
+        _write_tensors(weights, private / MODEL)
+        if ranks.world == 1:
+            _write_tensors(tensors, private / OPTIMIZER)
+            shards[OPTIMIZER] = _describe(private / OPTIMIZER)
+        _write_json(private / STATE, {**state, "step": step, "optimizer": all_scalars})
+        files = {**shards, **{name: _describe(private / name) for name in (MODEL, STATE)}}
         _write_json(private / MANIFEST, {"format_version": FORMAT_VERSION, "step": step, "files": files})
         for name in (*files, MANIFEST):
             _flush(private / name)
@@ -109,10 +140,66 @@ def write(
             shutil.rmtree(final)
         private.rename(final)
         _flush(root)
+
+    ranks.on_main(begin)
+    try:
+        shards = _write_shards(tensors, private, ranks) if ranks.world > 1 else {}
+        all_scalars = {name: values for own in ranks.gather(scalars) for name, values in own.items()}
+        ranks.on_main(publish)
     except OSError:
-        shutil.rmtree(private, ignore_errors=True)
+        if ranks.is_main:
+            shutil.rmtree(private, ignore_errors=True)
         raise
     return Checkpoint(final, step)
+
+
+def _whole(tensors: Mapping[str, Tensor], ranks: Distributed) -> dict[str, Tensor]:
+    """On the main rank the tensors, put together one by one in its memory where ranks have parts; nothing on others."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor().cpu() if isinstance(tensor, _Parts) else tensor  # all ranks take part in it
+        if ranks.is_main:
+            whole[name] = full
+    return whole
+
+
+def _write_shards(tensors: dict[str, Tensor], folder: Path, ranks: Distributed) -> dict[str, Any]:
+    """Each rank's tensors in a file of its own; what the manifest says of all files. Raises OSError on all ranks."""
+    import torch.distributed.checkpoint as dcp  # seconds, which one process need not wait for
+    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
+
+    try:
+        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
+        for cause, _ in error.failures.values():
+            if isinstance(cause, OSError):
+                raise cause from error
+        raise
+    written = {}
+    for path in folder.glob(f"shard-{ranks.rank + 1:05d}-*"):  # none where a rank has nothing to write
+        final = folder / f"optimizer-{ranks.rank + 1:05d}-of-{ranks.world:05d}.safetensors"
+        path.rename(final)
+        written[final.name] = _describe(final)
+    return {name: about for own in ranks.gather(written) for name, about in own.items()}
+
+
+def _read_shards(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of these parameters, or this rank's parts of it, from whichever files it is in."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    reader = HuggingFaceStorageReader(str(folder))
+    saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {}
+    for key, about in saved.items():
+        parameter = parameters.get(key.rpartition("/")[0])
+        if parameter is not None:
+            dtype, alike = about.properties.dtype, about.size == parameter.shape
+            tensors[key] = torch.empty_like(parameter, dtype=dtype) if alike else torch.empty(about.size, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be: ranks read on their own
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
 
 
 def latest(root: Path, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -136,7 +223,8 @@ def verify(folder: Path) -> str | None:
         return f"its manifest cannot be read ({error})"
     if version != FORMAT_VERSION:
         return f"its format is {version}, and this version reads {FORMAT_VERSION}"
-    if set(files) != {MODEL, OPTIMIZER, STATE}:
+    shards = set(files) - {MODEL, STATE}
+    if len(files) == len(shards) or not all(OPTIMIZERS.fullmatch(name) for name in shards):
         return "its manifest lists other files than a checkpoint has"
     for name, said in files.items():
         path = folder / name

@@ -132,6 +132,11 @@ class TrainConfig(BaseModel):
         description="Seconds without a finished step, validation or checkpoint after which the stacks of all threads "
         "are written to stall-rankN.txt and stderr; 0 never does.",
     )
+    fsdp_above: float | None = Field(
+        None,
+        ge=0,
+        description="Parameters above which several processes share out the weights, too (FSDP2); default: never.",
+    )
     export: Literal["last", "best"] = Field("last", description="Which weights the model directory gets.")
     eval: list[str] = Field([], description="Tasks the model is for; default: those named like its data sets.")
     show_samples: int = Field(4, ge=0, description="Validation samples answered in the report.")

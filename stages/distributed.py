@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,22 +74,18 @@ class Distributed:
             dist.all_reduce(tensor)
         return tensor
 
-    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Add up gradients over the ranks. A parameter this rank did not use counts as zero, so no rank waits.
-
-        Single processes fill in the zeros, too: an optimizer must not see a difference between a step without
-        pictures here and one whose pictures are on another rank.
-        """
-        parameters = list(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.world == 1:
-            return
-        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])  # type: ignore[union-attr]
-        dist.all_reduce(flat)
-        for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(total.view_as(parameter))  # type: ignore[union-attr]
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What ``action`` returns in the main process, in all of them. Raises the OSError that it raised there."""
+        outcome = None
+        if self.is_main:
+            try:
+                outcome = action()
+            except OSError as error:
+                outcome = error
+        outcome = self.gather(outcome)[0]
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every rank, on every rank. For small things at rare times."""
@@ -117,7 +113,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16.
+    """Where the forward pass runs in ``dtype``; weights stay float32. Raises ConfigError for float16."""
+    low = compute_dtype(dtype, device)
+    return torch.autocast(device.type, low) if low else contextlib.nullcontext()
+
+
+def compute_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
+    """What products are computed in; None for the weights' own type. Raises ConfigError for float16.
 
     "auto" is bfloat16 where a CUDA device computes it, and float32 elsewhere: many CPUs only emulate it, slowly.
     """
@@ -126,6 +128,4 @@ def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextMana
         dtype = "bfloat16" if native else "float32"
     if dtype == "float16":
         raise ConfigError("dtype = float16: training needs loss scaling for it", hint="use bfloat16 or float32")
-    if dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    return torch.bfloat16 if dtype == "bfloat16" else None

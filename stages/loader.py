@@ -122,13 +122,15 @@ class Step:
 
     plan: StepPlan
     bad: list[BadSample]  # with unreadable pictures: complete when all batches were asked for
-    _bins: int
+    left: int  # bins that were not asked for yet
+    most: int  # bins of the rank that has most
     _loader: Loader
 
     def batches(self) -> Iterator[Batch]:
         """The batches of this rank; fewer than bins where no sample of one is left."""
-        for _ in range(self._bins):
+        while self.left:
             prepared = self._loader.prepared()
+            self.left -= 1
             self.bad += prepared.bad
             batch = self._loader.collator.finish(prepared)
             if batch is not None:
@@ -155,9 +157,9 @@ class Loader:
 
     def next_step(self) -> Step:
         """The next step. Raises what planning it raised."""
-        plan, bins = next(self._items)
+        plan, (bins, most) = next(self._items)
         assert isinstance(plan, StepPlan)
-        return Step(plan, [], bins, self)
+        return Step(plan, [], bins, most, self)
 
     def prepared(self) -> Prepared:
         """The next bin of the current step."""
@@ -169,16 +171,17 @@ class Loader:
         """Each step's plan with the number of its bins here, and then these bins."""
         for _ in range(steps):
             plan = self.stream.next_step(self.config.batch_tokens, self.config.row_tokens)
-            bins = own_bins(plan, self.config, self.dist, self.cost)
-            yield plan, len(bins)
+            bins, most = own_bins(plan, self.config, self.dist, self.cost)
+            yield plan, (len(bins), most)
             for members in bins:
                 yield None, self.collator.prepare(members)
 
 
-def own_bins(plan: StepPlan, config: TrainConfig, dist: Distributed, cost: Cost) -> list[list[Drawn]]:
-    """What this rank computes of a plan. Without ``stage.packing`` every sample is alone."""
+def own_bins(plan: StepPlan, config: TrainConfig, dist: Distributed, cost: Cost) -> tuple[list[list[Drawn]], int]:
+    """What this rank computes of a plan, and the most bins of any. Without ``stage.packing`` every sample is alone."""
     rendered = [drawn.rendered for drawn in plan.samples]
     rows = plan.rows if config.packing else [[number] for number in range(len(rendered))]
     costs = [cost(len(r.ids), len(r.images)) for r in rendered]
     hands = share(rows, plan.lengths, costs, config.micro_tokens, dist.world)
-    return [[plan.samples[number] for number in members] for members in hands[dist.rank]]
+    own = [[plan.samples[number] for number in members] for members in hands[dist.rank]]
+    return own, max(map(len, hands))

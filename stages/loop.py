@@ -16,13 +16,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from components.batch import Batch
 from components.compiled import compiled
 from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
@@ -34,10 +33,11 @@ from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
 from .distributed import autocast
 from .ledger import BadSample, Ledger
-from .loader import Collator, Loader
+from .loader import Collator, Loader, Step
 from .meter import PHASES, Meter
-from .optim import Schedule, clip_gradients, set_modes
+from .optim import Schedule, clip_factor, set_modes
 from .packing import Cost
+from .parallel import Alone
 from .progress import Progress
 from .stopping import Stopping
 from .validation import Validation
@@ -59,8 +59,8 @@ class Loop:
     context: RunContext
     config: TrainConfig
     model: VLM
-    optimizer: Any
-    optimizer_names: list[str]  # of its parameters, in the order of its groups
+    parallel: Alone  # or however else its ranks share the model
+    flops: StepFlops | None
     stream: Stream
     collator: Collator
     validation: Validation | None
@@ -78,7 +78,6 @@ class Loop:
     def __post_init__(self) -> None:
         self.dist = self.context.dist
         self.schedule = Schedule(self.config, self.steps)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.checkpoints = self.context.run_dir / "checkpoints"
         self._saved = self.step
         self._best_before = self.best
@@ -88,7 +87,6 @@ class Loop:
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
-        self.flops = self._operations()
         self.peak = peak_flops(self.dist.device)
         self.meter = Meter(self.dist.device, main=self.dist.is_main)
 
@@ -142,27 +140,32 @@ class Loop:
         with self.meter.phase("data"):
             loaded = loader.next_step()
         plan = loaded.plan
-        nll, learnt, flops = self._backward(loaded.batches(), plan.targets)
+        nll, learnt, flops = self._backward(loaded)
+        self.parallel.sum_gradients()
         own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), self.stopping.requested]
         totals = self.dist.sum_(torch.cat([nll[None], nll.new_tensor(own)]))
-        self.dist.sum_gradients(self.parameters)
-        loss_sum, targets, failed, gigaflops, joules, stops = totals.tolist()
+        found = torch.cat([totals, self.parallel.norm().to(totals)[None]])
+        loss_sum, targets, failed, gigaflops, joules, stops, norm = found.tolist()  # waits for the device, once a step
         self._stop = stops > 0
         if failed or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
-        if targets != plan.targets:  # samples with unreadable pictures fell out after the plan was made
-            self._rescale(plan.targets, targets, step)
-        loss = loss_sum / targets
+        if targets == 0:
+            raise DataError(f"step {step}: none of its samples could be used; see bad_samples.jsonl")
+        # Samples with unreadable pictures fell out after the plan was made, and after gradients were divided.
+        correction = plan.targets / targets
+        loss, norm = loss_sum / targets, norm * correction
 
-        rate = self.schedule.apply(self.optimizer, step)
+        rate = self.schedule.apply(self.parallel, step)
         with self.meter.phase("optimizer"):
-            norm = clip_gradients(self.parameters, self.config.clip).item()
             if math.isfinite(loss) and math.isfinite(norm):  # both are sums over ranks: all decide alike
-                self.optimizer.step()
+                factor = correction * clip_factor(norm, self.config.clip)
+                if factor != 1:
+                    self.parallel.scale(factor)
+                self.parallel.step()
                 self.skipped_in_a_row = 0
             else:
                 self._skip(step, loss, norm, plan)
-            self.optimizer.zero_grad(set_to_none=True)
+            self.parallel.zero_grad()
         self.state = plan.state
         return {
             "loss": loss,
@@ -203,33 +206,29 @@ class Loop:
             row["energy_joules"] = round(joules, 2)
         return row
 
-    def _backward(self, batches: Iterator[Batch], targets: int) -> tuple[torch.Tensor, int, float]:
+    def _backward(self, loaded: Step) -> tuple[torch.Tensor, int, float]:
         """Gradients of the own share of the step's mean loss; loss, targets and operations, summed over own bins."""
+        batches, targets = loaded.batches(), loaded.plan.targets
         total, learnt, flops = torch.zeros((), device=self.dist.device), 0, 0.0
+        done = 0
         while True:
             before = self._encoded()
             with self.meter.phase("data"):
                 batch = next(batches, None)
             if batch is None:
+                with self._autocast():
+                    self.parallel.keep_up(loaded.most - done)
                 return total, learnt, flops
+            done += 1
             learnt += batch.target_rows.numel()
             if self.flops is not None:
                 flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
             with self.meter.phase("forward"), self._autocast():
-                nll, _ = self.model.loss(batch.to(self.dist.device))
+                nll = self.parallel.loss(batch.to(self.dist.device))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
                 with self.meter.phase("backward"):
-                    (nll / targets).backward()
+                    self.parallel.backward(nll / targets, last=not loaded.left)
             total += nll.detach()
-
-    def _operations(self) -> StepFlops | None:
-        """The cost of a batch; None where a part cannot run on the meta device, which no protocol asks of one."""
-        try:
-            return StepFlops.measure(self.model)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            self._alarm(f"operations are not counted: the model does not run on torch's meta device: {reason}")
-            return None
 
     def _encoded(self) -> int:
         """Pictures that the encoder has seen for the sake of the feature cache."""
@@ -237,13 +236,6 @@ class Loop:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.context.values.get("dtype", "auto"), self.dist.device)
-
-    def _rescale(self, planned: int, actual: float, step: int) -> None:
-        if actual == 0:
-            raise DataError(f"step {step}: none of its samples could be used; see bad_samples.jsonl")
-        for parameter in self.parameters:
-            assert parameter.grad is not None
-            parameter.grad.mul_(planned / actual)
 
     def _note(self, bad: list[BadSample], step: int) -> None:
         located = [
@@ -288,7 +280,7 @@ class Loop:
         """Add validation figures to ``row``; True when they are the best so far."""
         if self.validation is None:
             return False
-        metrics, bad = self.validation(self.model, self.collator, self._autocast)
+        metrics, bad = self.validation(self.parallel, self.collator, self._autocast)
         found = self.dist.gather(bad)
         if any(found):
             self.ledger.add({entry for entries in found for entry in entries}, self.step)
@@ -311,27 +303,23 @@ class Loop:
             "skipped_in_a_row": self.skipped_in_a_row,
             "identity": identity(self.context, self.config, self.stream.datasets),
         }
-        written = True
-        if self.dist.is_main:
-            try:
-                self._write(state)
-            except OSError as error:
-                if must or error.errno not in DISK_FULL:
-                    raise UnavailableError(
-                        f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
-                        hint="free some space; --resume goes on from the last checkpoint",
-                    ) from error
-                written = False
-                self._alarm(
-                    f"NO CHECKPOINT of step {self.step}: the disk of {self.checkpoints} is full; training goes on"
-                )
-        if not self.dist.gather(written)[0] and self.best and self.best["step"] == self.step:
-            self.best = self._best_before  # the best of those that can be exported
+        try:
+            self._write(state)
+        except OSError as error:  # on all ranks, where it was on any
+            if must or error.errno not in DISK_FULL:
+                raise UnavailableError(
+                    f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
+                    hint="free some space; --resume goes on from the last checkpoint",
+                ) from error
+            self._alarm(f"NO CHECKPOINT of step {self.step}: the disk of {self.checkpoints} is full; training goes on")
+            if self.best and self.best["step"] == self.step:
+                self.best = self._best_before  # the best of those that can be exported
         self._saved = self.step
 
     def _write(self, state: Mapping[str, Any]) -> None:
         """Write and prune. On a full disk, prune down to the newest checkpoint and try once more. Raises OSError."""
-        arguments = (self.checkpoints, self.step, self.model, self.optimizer, self.optimizer_names, state)
+        parts = (self.model, self.parallel.optimizer, self.parallel.names)
+        arguments = (self.checkpoints, self.step, *parts, state, self.dist)
         try:
             checkpoint.write(*arguments)
         except OSError as error:
@@ -343,8 +331,11 @@ class Loop:
         self._prune(self.config.keep_checkpoints, self.best)
 
     def _prune(self, keep: int, *spared: dict[str, float] | None) -> list[int]:
-        protected = [int(best["step"]) for best in spared if best]
-        return checkpoint.prune(self.checkpoints, keep, protected, every=self.config.keep_every, ignored=self._damaged)
+        """Steps whose checkpoints the main rank removed; the same on all."""
+        protected, every = [int(best["step"]) for best in spared if best], self.config.keep_every
+        return self.dist.on_main(  # type: ignore[no-any-return]
+            lambda: checkpoint.prune(self.checkpoints, keep, protected, every=every, ignored=self._damaged)
+        )
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -189,13 +189,13 @@ def parameter_groups(model: nn.Module, table: Mapping[str, float]) -> list[dict[
     return list(groups.values())
 
 
-def check_types(optimizer: Any, name: str) -> None:
+def check_types(model: nn.Module, optimizer: Any, name: str) -> None:
     """Raises ConfigError when ``optimizer`` would train bfloat16 weights in their 8 bits, where updates are lost.
 
     One that keeps the other 16 bits of each says so with an attribute ``trains_bfloat16``.
     """
-    types = {parameter.dtype for group in optimizer.param_groups for parameter in group["params"]}
-    if torch.bfloat16 in types and not getattr(optimizer, "trains_bfloat16", False):
+    half = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters() if parameter.requires_grad)
+    if half and not getattr(optimizer, "trains_bfloat16", False):
         raise ConfigError(
             f"the optimizer '{name}' trains float32 weights only, and some are bfloat16",
             hint='set backbone.dtype = "float32", or choose --optimizer adamw, which keeps their other bits',
@@ -233,10 +233,16 @@ class Schedule:
         return max(group["lr"] for group in optimizer.param_groups)
 
 
-def clip_gradients(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """The global norm of the gradients before clipping, which scales them to at most ``limit`` (0: not at all)."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients, a float32 scalar on their device (summed in float32 whatever their type)."""
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    norms = [norm for same in by_type.values() for norm in torch._foreach_norm(same, 2.0, dtype=torch.float32)]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """What scales gradients of this norm to at most ``limit`` (0: nothing does)."""
+    return min(1.0, limit / (norm + 1e-6)) if limit > 0 else 1.0

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from components.flops import StepFlops
 from components.images import decode
 from components.samples import UNUSABLE, check_learnable
 from components.trackers.jsonl import JsonlTracker, rewind
+from components.vlm import VLM
 from components.weights import save_model
 from ghostvis_plugins.errors import ConfigError, GhostVisError
 from ghostvis_plugins.types import Conversation
@@ -28,9 +30,10 @@ from .features import FeatureCache
 from .ledger import BadSample, Ledger, by_index
 from .loader import Collator
 from .loop import Loop, identity
-from .optim import Row, apply_table, check_types, format_table, frozen_hash, parameter_groups, set_modes
+from .optim import Row, apply_table, check_types, format_table, frozen_hash, set_modes
 from .order import Order
 from .packing import Cost
+from .parallel import shards_weights, share_model
 from .progress import Progress
 from .report import find_engine, write_report
 from .rundir import claim, resolved_of, set_latest
@@ -62,7 +65,9 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     rows = apply_table(start.model, config.train)
     if dist.is_main:
         print(format_table(rows), file=sys.stderr, flush=True)
-    start.model.to(dist.device)
+    sharded = shards_weights(start.model, config, dist)
+    if not sharded:
+        start.model.to(dist.device)
     set_modes(start.model)
     frozen = frozen_hash(start.model)
 
@@ -77,10 +82,18 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     shares = realised(loop.stream, loop.state)
     if dist.is_main:
         print(format_shares(shares), file=sys.stderr, flush=True)
-    if config.export == "best" and loop.best is not None and loop.best["step"] != loop.step:
-        checkpoint.at_step(loop.checkpoints, int(loop.best["step"])).load_model(start.model)
-    set_modes(start.model)
-    if frozen_hash(start.model) != frozen:
+    best = loop.best if config.export == "best" else None
+    step = int(best["step"]) if best else loop.step
+    if sharded and dist.is_main:  # no rank has all of the trained model, but the checkpoint does
+        start = open_start(context, vision=vision)
+        apply_table(start.model, config.train)
+    moved = False
+    if not sharded or dist.is_main:
+        if sharded or step != loop.step:
+            checkpoint.at_step(loop.checkpoints, step).load_model(start.model)
+        set_modes(start.model)
+        moved = frozen_hash(start.model) != frozen
+    if any(dist.gather(moved)):
         raise GhostVisError("a frozen tensor changed during training; nothing is exported", hint="this is a defect")
     if dist.is_main:
         _export(context, config, start, rows, loop, shares)
@@ -141,15 +154,20 @@ def _prepare(
         known_bad=by_index(bad for bad in known if not bad.picture),
         workers=workers,
     )
-    groups = parameter_groups(model, config.train)
-    chosen = context.table("optimizer", "adamw")
-    optimizer = context.build("optimizer", chosen, groups=groups)
-    check_types(optimizer, chosen["name"])
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     if resumed:
         resumed.load_model(model)
-        resumed.load_optimizer(optimizer, order)
+    flops = _operations(context, model)
+    chosen = context.table("optimizer", "adamw")
+    parallel = share_model(
+        model,
+        dist,
+        config,
+        lambda groups: context.build("optimizer", chosen, groups=groups),
+        context.values.get("dtype", "auto"),
+    )
+    check_types(model, parallel.optimizer, chosen["name"])
+    if resumed:
+        resumed.load_optimizer(parallel.optimizer, parallel.names)
     done = resumed.step if resumed else 0
     if dist.is_main:
         rewind(context.run_dir, done)
@@ -166,8 +184,8 @@ def _prepare(
         context=context,
         config=config,
         model=model,
-        optimizer=optimizer,
-        optimizer_names=order,
+        parallel=parallel,
+        flops=flops,
         stream=stream,
         collator=collator,
         validation=validation,
@@ -181,6 +199,17 @@ def _prepare(
         skipped_steps=state.get("skipped_steps", 0),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
     )
+
+
+def _operations(context: RunContext, model: VLM) -> StepFlops | None:
+    """The cost of a batch; None where a part cannot run on the meta device, which no protocol asks of one."""
+    try:
+        return StepFlops.measure(model)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        if context.dist.is_main:
+            reason = str(error).splitlines()[0]
+            _warn(f"operations are not counted: the model does not run on torch's meta device: {reason}")
+        return None
 
 
 def _check_identity(saved: dict[str, Any], own: dict[str, Any], resumed: Checkpoint) -> None:

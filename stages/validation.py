@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 
 from components.batch import Batch
-from components.vlm import VLM
 
 from .config import TrainConfig
 from .data import Drawn, StepPlan
@@ -25,6 +24,7 @@ from .distributed import Distributed
 from .ledger import BadSample
 from .loader import Collator, own_bins
 from .packing import Cost, pack
+from .parallel import Alone
 from .workers import Ahead
 
 
@@ -39,19 +39,20 @@ class Validation:
     ) -> None:
         self.plan, self.dist, self.prefetch = plan, dist, config.prefetch
         packed = replace(plan, rows=pack(plan.lengths, config.micro_tokens))
-        self.bins = own_bins(packed, config, dist, cost)
+        self.bins, self.most = own_bins(packed, config, dist, cost)
         self.sources = sorted({drawn.source for drawn in plan.samples})
         self.token_bytes = torch.tensor(token_bytes)
 
     def __call__(
         self,
-        model: VLM,
+        parallel: Alone,
         collator: Collator,
         autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> tuple[dict[str, float], list[BadSample]]:
         """``val_loss``, ``val_accuracy``, ``val_bpb`` and the accuracy of each data set; and samples with unreadable
         pictures."""
-        model.eval()
+        parallel.model.eval()
+        done = 0
         totals = torch.zeros(len(self.sources), 5, dtype=torch.float64)  # nll, right, targets; nll and bytes of text
         # Numbers of samples are those of the training split wherever bad ones are looked up, so these have none.
         bad = [replace(entry, index=-1) for entry in self.plan.bad]
@@ -60,7 +61,10 @@ class Validation:
                 bad += [replace(entry, index=-1) for entry in prepared.bad]
                 if (batch := collator.finish(prepared)) is not None:
                     with torch.no_grad(), autocast():
-                        self._score(model, batch.to(self.dist.device), prepared.kept, totals)
+                        self._score(parallel, batch.to(self.dist.device), prepared.kept, totals)
+                    done += 1
+        with torch.no_grad(), autocast():
+            parallel.keep_up(self.most - done)
         totals = self.dist.sum_(totals.to(self.dist.device, torch.float32 if self._mps else None)).double().cpu()
         nll, right, targets, text_nll, text_bytes = totals.sum(0).tolist()
         metrics = {"val_loss": nll / max(targets, 1), "val_accuracy": right / max(targets, 1)}
@@ -75,9 +79,8 @@ class Validation:
     def _mps(self) -> bool:
         return self.dist.device.type == "mps"  # it has no float64
 
-    def _score(self, model: VLM, batch: Batch, kept: Sequence[Drawn], totals: torch.Tensor) -> None:
-        rows = batch.target_rows
-        logits = model.backbone.logits(model.hidden(batch, rows=rows))
+    def _score(self, parallel: Alone, batch: Batch, kept: Sequence[Drawn], totals: torch.Tensor) -> None:
+        rows, logits = batch.target_rows, parallel.logits(batch)
         targets = batch.ids[rows + 1]
         nll = F.cross_entropy(logits, targets, reduction="none").cpu().double()
         right = (logits.argmax(-1) == targets).cpu().double()

@@ -21,6 +21,7 @@ from typing import Any
 import matplotlib.figure
 import slow_plugin
 import torch._dynamo
+import torch.distributed.checkpoint
 from miniature import flat, registry, values, write_tokenizer
 
 from components.trackers.jsonl import read_metrics
@@ -29,7 +30,11 @@ from stages import checkpoint
 from stages.loop import MEASURED
 from stages.runner import run
 
-_LOADED_ONCE = (matplotlib.figure, torch._dynamo)  # else every forked process spends most of its time on these
+_LOADED_ONCE = (
+    matplotlib.figure,
+    torch._dynamo,
+    torch.distributed.checkpoint,
+)  # else every forked process spends most of its time on these
 
 STEPS, EVERY = 30, 4
 WAYS = ("kill -9", "SIGTERM", "SIGKILL of one of two", "SIGTERM of one of two", "SIGKILL of both")

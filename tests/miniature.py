@@ -58,6 +58,7 @@ class EncoderOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     width: int = 8
     dropout: float = 0.0
+    layers: int = 0
 
 
 class TinyEncoder(nn.Module):
@@ -69,6 +70,7 @@ class TinyEncoder(nn.Module):
         self.patches = nn.Conv2d(3, config.width, 4, stride=4)
         self.norm = nn.BatchNorm1d(config.width)
         self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers))
 
     def transform(self) -> Mapping[str, Any]:
         return {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "fit": "pad"}
@@ -77,10 +79,14 @@ class TinyEncoder(nn.Module):
         return to_pixels(image, **self.transform())
 
     def init_weights(self) -> None:
-        self.patches.reset_parameters()
+        for module in (self.patches, *self.layers):
+            module.reset_parameters()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.patches(pixels).flatten(2))).transpose(1, 2)
+        x = self.dropout(self.norm(self.patches(pixels).flatten(2))).transpose(1, 2)
+        for layer in self.layers:
+            x = x + layer(x).relu()
+        return x
 
 
 def build_encoder(config: EncoderOptions) -> TinyEncoder:

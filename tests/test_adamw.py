@@ -87,10 +87,11 @@ def test_its_state_survives_bit_by_bit() -> None:
 
 
 def test_an_optimizer_that_would_lose_the_updates_is_refused() -> None:
-    parameter = torch.nn.Parameter(torch.randn(4, 4).bfloat16())
-    check_types(build(Config(), groups=group(parameter)), "adamw")
+    model = torch.nn.Linear(4, 4, bias=False, dtype=torch.bfloat16)
+    parameter = model.weight
+    check_types(model, build(Config(), groups=group(parameter)), "adamw")
     with pytest.raises(ConfigError, match="the optimizer 'muon' trains float32 weights only"):
-        check_types(build_muon(Muon(), groups=group(parameter)), "muon")
+        check_types(model, build_muon(Muon(), groups=group(parameter)), "muon")
 
 
 @pytest.mark.parametrize("kernel", ["adamw", "cross_entropy"])

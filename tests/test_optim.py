@@ -18,9 +18,10 @@ from stages.config import AlignConfig
 from stages.optim import (
     Schedule,
     apply_table,
-    clip_gradients,
+    clip_factor,
     format_table,
     frozen_hash,
+    gradient_norm,
     match,
     parameter_groups,
     set_modes,
@@ -225,8 +226,17 @@ def test_the_schedule_scales_each_group() -> None:
 
 @pytest.mark.parametrize(("limit", "expected"), [(1.0, 1.0), (10.0, 5.0), (0.0, 5.0)])
 def test_clipping_is_by_the_global_norm(limit: float, expected: float) -> None:
-    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    parameters = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad, parameters[1].grad = torch.tensor([3.0]), torch.tensor([-4.0])
-    assert clip_gradients(parameters, limit).item() == pytest.approx(5.0)
-    norm = sum(float(p.grad) ** 2 for p in parameters if p.grad is not None) ** 0.5
-    assert norm == pytest.approx(expected, rel=1e-5)
+    norm = gradient_norm(parameters).item()
+    assert norm == pytest.approx(5.0)
+    assert norm * clip_factor(norm, limit) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_norm_of_small_types_is_summed_in_float32() -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.zeros(1000, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.bfloat16)]
+    for parameter in parameters:
+        parameter.grad = torch.randn(1000).to(parameter.dtype)
+    whole = torch.cat([parameter.grad.float() for parameter in parameters])
+    assert gradient_norm(parameters).item() == pytest.approx(whole.norm().item(), rel=1e-6)

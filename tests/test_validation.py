@@ -19,6 +19,7 @@ from stages.data import Stream
 from stages.distributed import Distributed
 from stages.loader import Collator
 from stages.packing import Cost
+from stages.parallel import Alone
 from stages.runner import run
 from stages.validation import Validation
 
@@ -45,11 +46,18 @@ class Uniform:
         return self.row.expand(len(rows), -1)
 
 
+class Whole(Alone):
+    """Forward passes alone."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+
 def validated(model: Uniform, tokenizer: Tokenizer, data: Any, **options: Any) -> dict[str, float]:
     plan = Stream({"d": (data, 1.0)}, tokenizer, 0, seed=0, limit=400).first(9)
     config = PretrainConfig(steps=1, micro_tokens=400, **options)
     validation = Validation(plan, config, Distributed(), Cost(), tokenizer.token_bytes)
-    metrics, bad = validation(model, Collator(None, None))  # type: ignore[arg-type]
+    metrics, bad = validation(Whole(model), Collator(None, None))
     assert bad == []
     return metrics
 

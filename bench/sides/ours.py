@@ -185,7 +185,7 @@ class Ours:
         return self.loop.model
 
     def forget(self) -> None:
-        drop(self.loop.model, self.loop.optimizer)
+        drop(self.loop.model, self.loop.parallel.optimizer)
 
     def flops(self, count: int) -> float | None:
         """Useful operations of a step, the median of the last ``count``; None where they are not counted."""

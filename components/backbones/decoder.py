@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from components import packages
 from components.attention import Attend, KVCache, attends, check_length
-from components.compiled import compute_dtype
+from components.compiled import autocast_dtype
 from components.cross_entropy import linear_cross_entropy
 from components.pretrained import sources
 from components.pretrained.gguf import open_gguf
@@ -205,7 +205,7 @@ class Decoder(nn.Module):
         Raises DataError when a document is longer than ``max_positions``.
         """
         check_length(cu_seqlens, cache, self.max_positions)
-        x = x.to(compute_dtype(x))
+        x = x.to(autocast_dtype(x))
         turns = half_turns(positions, self.arch, x.dtype)
         for number, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
             x = self.layers[number](x, turns, attend, rows if number == self.n_layers - 1 else None)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from components.attention import Attend, KVCache, attends, check_length
-from components.compiled import compute_dtype
+from components.compiled import autocast_dtype
 from components.cross_entropy import linear_cross_entropy
 from ghostvis_plugins import ConfigError
 
@@ -137,7 +137,7 @@ class GPT(nn.Module):
         """
         check_length(cu_seqlens, cache, self.max_positions)
         turns = rotation(positions, self.config.head_dim, self.config.rope_base)
-        x = rms_norm(x.to(compute_dtype(x)))
+        x = rms_norm(x.to(autocast_dtype(x)))
         for layer, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
             x = self.blocks[layer](x, turns, attend, rows if layer == self.n_layers - 1 else None)
         if cache is not None:

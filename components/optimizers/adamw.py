@@ -78,12 +78,13 @@ class AdamW(torch.optim.AdamW):
                 assert gradient is not None
                 update_(high, state["low"], gradient, state["exp_avg"], state["exp_avg_sq"], *scalars)
             return
-        key = tuple(tensor.data_ptr() for parameter, state in members for tensor in (parameter, state["low"]))
+        columns = [[parameter.detach() for parameter, _ in members]]
+        columns += [[state[name] for _, state in members] for name in ("low", "exp_avg", "exp_avg_sq")]
+        key = tuple(tensor.data_ptr() for column in columns for tensor in column)
         if key not in self._tables:
             from .adamw_kernel import Table
 
-            columns = [[state[name] for _, state in members] for name in ("low", "exp_avg", "exp_avg_sq")]
-            self._tables[key] = Table([[parameter.detach() for parameter, _ in members], *columns])
+            self._tables[key] = Table(columns)
         self._tables[key].update_([parameter.grad for parameter, _ in members], *scalars)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
