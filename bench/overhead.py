@@ -72,10 +72,16 @@ class Step:
     plan: StepPlan
     kept: list[Batch]
     bad: list[Any] = field(default_factory=list)
-    left: int = 0
+    left: int = 0  # batches that were not asked for yet
+
+    @property
+    def most(self) -> int:
+        return len(self.kept)
 
     def batches(self) -> Iterator[Batch]:
-        yield from self.kept
+        for number, batch in enumerate(self.kept, 1):
+            self.left = len(self.kept) - number
+            yield batch
 
 
 class Ready:

@@ -75,9 +75,16 @@ class Step:
     plan: StepPlan
     kept: list[Batch]
     bad: list[Any] = field(default_factory=list)
+    left: int = 0  # batches that were not asked for yet
+
+    @property
+    def most(self) -> int:
+        return len(self.kept)
 
     def batches(self) -> Iterator[Batch]:
-        yield from self.kept
+        for number, batch in enumerate(self.kept, 1):
+            self.left = len(self.kept) - number
+            yield batch
 
 
 class Ready:
@@ -164,7 +171,7 @@ class Ours:
         plan.room = self.micro * len(plan.rows)
         plan.state = self.loop.stream.state
         batches = []
-        for members in own_bins(plan, self.loop.config, self.loop.dist, self.loop.cost):
+        for members in own_bins(plan, self.loop.config, self.loop.dist, self.loop.cost)[0]:
             batch = Batch.pack([drawn.rendered for drawn in members])
             batch.pixels = work.pixels([samples[drawn.index] for drawn in members])
             batches.append(batch.pin() if self.device.type == "cuda" else batch)
