@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,9 +68,7 @@ def train(
     json: o.Json = False,
 ) -> None:
     """Run one stage: tokenizer, pretrain, mid, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
-    from ghostvis_plugins.config import resolve
-
-    from .launch import count_processes, prepare, start, torchrun_command
+    from .launch import count_processes, launch_text, start
 
     flags: dict[str, Any] = {
         "stage": stage,
@@ -88,7 +86,30 @@ def train(
         "device": device,
     }
     processes = count_processes(nproc)
-    resolved = resolve(registry=registry(), flags=flags, sets=set or (), recipes=recipe or (), argv=sys.argv)
+    run_dir = ready(flags, set or (), recipe or (), resume=resume, dry_run=dry_run, json=json)
+    if run_dir is None:
+        return
+    if print_launch:
+        print(launch_text(run_dir, processes, resume, max_restarts))
+        return
+    start(run_dir, nproc=processes, resume=resume, max_restarts=max_restarts)
+
+
+def ready(
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    *,
+    resume: bool,
+    dry_run: bool = False,
+    json: bool = False,
+) -> Path | None:
+    """Resolve a run, check it, make its folder. Returns the folder; None after a dry run."""
+    from ghostvis_plugins.config import resolve
+
+    from .launch import prepare
+
+    resolved = resolve(registry=registry(), flags=dict(flags), sets=sets, recipes=recipes, argv=sys.argv)
     note_left_out(resolved)
     derived = derived_rows(resolved)
     if derived and not json:
@@ -100,12 +121,8 @@ def train(
         if not json and estimate:
             print(plan_text(estimate))
         note("dry run: nothing was started")
-        return
-    run_dir = prepare(resolved, resume=resume)
-    if print_launch:
-        print(shlex.join(torchrun_command(run_dir, processes, resume, max_restarts)))
-        return
-    start(run_dir, nproc=processes, resume=resume, max_restarts=max_restarts)
+        return None
+    return prepare(resolved, resume=resume)
 
 
 def derived_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
