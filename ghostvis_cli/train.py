@@ -143,17 +143,27 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
     """
     if vocab_size is None:
         return {}
+    from components.lora import is_adapter
     from components.planning import plan
+    from stages.config import LoRA
     from stages.optim import apply_table
 
     stage = resolved.values["stage"]
+    adapters = LoRA.model_validate(stage["lora"]) if stage.get("lora") else None
     values = {**resolved.values, **_kept_parts(resolved.values)}
+    added = 0
+
+    def freeze(model: Any) -> None:
+        nonlocal added
+        apply_table(model, stage["train"], adapters)
+        added = sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
+
     made = plan(
         values,
         registry(),
         vocab_size,
         origins=resolved.origins,
-        freeze=lambda model: apply_table(model, stage["train"]),
+        freeze=freeze,
     )
     trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
     trained = {part.kind for part in made.parts if part.kind != "head" and ("*" in trained or part.kind in trained)}
@@ -165,7 +175,10 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
         **made.to_json(),
         "trained": sorted(trained),
         "step_flops": made.training_flops(**work),
-        "peak_bytes": made.training_bytes(**{k: int(v * micro) for k, v in work.items()}, trained=trained),
+        "peak_bytes": made.training_bytes(
+            **{k: int(v * micro) for k, v in work.items()}, trained=trained, adapters=added
+        ),
+        "adapters": added,
         "steps": stage["steps"],
         "seconds": _seconds(made.training_flops(**work), stage["steps"]),
         "assumed": work,
@@ -218,10 +231,13 @@ def plan_text(estimate: dict[str, Any]) -> str:
     lines = []
     for part in estimate["parts"]:
         state = "trained" if part["kind"].replace("head", "backbone") in estimate["trained"] else "frozen"
+        state = "adapted" if state == "trained" and estimate["adapters"] and part["kind"] == "backbone" else state
         lines.append(
             f"{part['kind']:10} {part['name']:18} {part['parameters'] / 1e6:8.2f} M  {state:8} "
             f"{part['flops'] / 1e6:9.1f} MFLOP/{part['unit']:6}  {part['shape']}"
         )
+    if estimate["adapters"]:
+        lines.append(f"adapters of the backbone {estimate['adapters'] / 1e6:.2f} M")
     lines.append(f"parameters {estimate['parameters'] / 1e6:.2f} M, {estimate['tokens_per_image']} tokens per image")
     time = "" if estimate["seconds"] is None else f", about {estimate['seconds']:.0f} s on this CPU with one process"
     lines.append(

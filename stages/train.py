@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from components import lora
 from components.images import decode
 from components.samples import UNUSABLE, check_learnable
 from components.trackers.jsonl import JsonlTracker, rewind
@@ -59,7 +60,7 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     if dist.is_main:
         claim(context.run_dir, context.resume)
     start = open_start(context, vision=vision)
-    rows = apply_table(start.model, config.train)
+    rows = apply_table(start.model, config.train, config.lora)
     if dist.is_main:
         print(format_table(rows), file=sys.stderr, flush=True)
     start.model.to(dist.device)
@@ -283,6 +284,9 @@ def _export(
     """Model directory, ``latest``, report, in this order: the pointer moves when the model is there."""
     folder = context.run_dir / "model"
     start.model.eval()
+    if config.lora is not None:
+        lora.save(start.model.backbone, context.run_dir / "adapter", context.values["from"])
+        lora.merge(start.model.backbone)
     config_json = {"components": start.components, "eval": config.eval or _eval_tasks(context, start)}
     save_model(folder, start.model, start.tokenizer, config_json, resolved_of(context.run_dir, context.values))
     samples = _samples_to_show(context, config.show_samples)

@@ -116,7 +116,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_the_script(home: Path, launcher: str) -> None:
     size = ["--nodes", "2", "--gpus-per-node", "4", "--cpus-per-gpu", "6", "--time", "1:00:00", "--sbatch", "qos=long"]
-    arguments = slow_runs.arguments(f"script-{launcher}")
+    arguments = ["train", "--recipe", "8xh100/1-tokenizer", "--name", f"script-{launcher}"]
     done = launch(home, *size, "--launcher", launcher, "--out", f"{launcher} job.sh", "--", *arguments)
     assert done.stdout == f"sbatch '{launcher} job.sh'\n"
     script = home / f"{launcher} job.sh"
@@ -151,7 +151,7 @@ def test_mistakes_are_found_before_anything_is_written(home: Path, words: list[s
 
 
 def test_the_printed_launch_sets_what_the_real_one_does(home: Path) -> None:
-    command = [*slow_runs.GHOSTVIS, *slow_runs.arguments("printed"), "--nproc", "2", "--print-launch"]
+    command = [*slow_runs.GHOSTVIS, "train", "--recipe", "8xh100/1-tokenizer", "--name", "printed", "--print-launch"]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ")
     assert " PYTHONSAFEPATH=1 " in done.stdout
