@@ -58,6 +58,9 @@ def attach(
         )
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)  # type: ignore[arg-type]
     inject_adapter_in_model(config, blocks, ADAPTER)
+    for name, parameter in blocks.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.float()  # made in the type of its layer
 
 
 def is_adapter(name: str) -> bool:
