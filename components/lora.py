@@ -14,7 +14,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from components.backbones.decoder import Decoder
 from ghostvis_plugins.errors import ConfigError, UnavailableError, did_you_mean
 
 ADAPTER = "default"  # peft's name for the only one
@@ -84,6 +83,8 @@ def save(backbone: Any, folder: Path, base: str | None) -> None:
     file calls the model that they belong to.
     """
     from peft import LoraConfig
+
+    from components.backbones.decoder import Decoder
 
     place, blocks = _blocks(backbone)
     prefix = f"model.{place}" if isinstance(backbone, Decoder) else place

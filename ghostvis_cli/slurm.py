@@ -24,9 +24,10 @@ OWN = {
     *("account", "output", "open-mode", "requeue", "signal"),
 }
 EPILOG = examples(
-    "ghostvis launch slurm --time 24:00:00 --out job.sh -- train --recipe 8xh100/1-tokenizer --name words",
+    "ghostvis launch slurm --time 24:00:00 --out job.sh -- train --recipe 8xh100/2-pretrain --from runs/words/model "
+    "--name text",
     "ghostvis launch slurm --nodes 2 --gpus-per-node 8 --partition gpu --launcher srun -- "
-    "train --recipe tiny/2-pretrain --from runs/tiny-1-tokenizer/model --name text",
+    "train --recipe tiny/2-pretrain --from runs/tiny-1-tokenizer/model --name far",
 )
 
 

@@ -59,7 +59,8 @@ def apply_table(model: nn.Module, table: Mapping[str, float], adapters: LoRA | N
         if rate and parameter.dtype != torch.float32:
             raise ConfigError(
                 f"stage.train: {name} is {str(parameter.dtype).removeprefix('torch.')}; weights that train are float32",
-                hint='set backbone.dtype = "float32", and dtype = "bfloat16" to compute in less; or train adapters: stage.lora',
+                hint='set backbone.dtype = "float32", and dtype = "bfloat16" to compute in less; or train adapters of '
+                "it with stage.lora",
             )
         parameter.requires_grad_(rate > 0)
         path = match(table, name) or name.split(".")[0]
