@@ -34,11 +34,13 @@ class Part:
 
     ``flops`` and ``activation_bytes`` are per image, for the backbone per token and for the head per target;
     ``flops`` of the forward pass alone (a multiply-add counts 2), ``activation_bytes`` what training keeps.
+    ``weight_bytes`` are those of the parameters in the type that the part has.
     """
 
     kind: str
     name: str
     parameters: int
+    weight_bytes: int
     shape: str
     unit: str
     flops: int
@@ -68,14 +70,19 @@ class Plan:
             raise ValueError("what a step costs hangs on what trains: give plan() a freeze")
         return round(self.step.of(tokens, tokens * self.context, targets, images, images))
 
-    def training_bytes(self, *, tokens: int, images: int, targets: int, trained: Collection[str]) -> int:
-        """Memory of a float32 step with AdamW: weights, gradients, two moments, activations; no more of the process."""
+    def training_bytes(
+        self, *, tokens: int, images: int, targets: int, trained: Collection[str], adapters: int = 0
+    ) -> int:
+        """Memory of a float32 step with AdamW: weights, gradients, two moments, activations; no more of the process.
+
+        So many weights of ``adapters`` train in place of the backbone's own.
+        """
         units = {"image": images, "token": tokens, "target": targets}
-        total, upstream = 0, False
+        total, upstream = 16 * adapters, False
         for part in self.parts:
             own = part.kind.replace("head", "backbone") in trained
             upstream = upstream or own
-            total += part.parameters * (16 if own else 4)
+            total += part.weight_bytes if not own or (adapters and part.kind == "backbone") else 16 * part.parameters
             total += part.activation_bytes * units[part.unit] * upstream
         return total
 
@@ -162,13 +169,13 @@ def _of_text(name: str, backbone: Any) -> list[Part]:
     body = _part("backbone", name, backbone, f"[T] → [T, {backbone.dim}]", "token", context, run)
     # The head's weights are the backbone's, and are counted there.
     head = _part("head", name, backbone, shape, "target", 1, lambda: backbone.logits(hidden))
-    return [body, replace(head, parameters=0)]
+    return [body, replace(head, parameters=0, weight_bytes=0)]
 
 
 def _part(kind: str, name: str, module: Any, shape: str, unit: str, units: int, run: Callable[[], Tensor]) -> Part:
     flops, kept = _count(run, {p.untyped_storage()._cdata for p in module.parameters()})
-    count = sum(p.numel() for p in module.parameters())
-    return Part(kind, name, count, shape, unit, flops // units, kept // units)
+    count, size = sum(p.numel() for p in module.parameters()), sum(p.nbytes for p in module.parameters())
+    return Part(kind, name, count, size, shape, unit, flops // units, kept // units)
 
 
 def _run_checked(module: Any, x: Tensor, result: tuple[int, ...], kind: str) -> Tensor:

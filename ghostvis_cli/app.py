@@ -27,6 +27,7 @@ from . import (
     plugins,
     recipes,
     runs,
+    slurm,
     speedrun,
     train,
     weights,
@@ -37,6 +38,7 @@ from .session import debugging, registry, take_global_options
 GROUPS = (
     speedrun,
     train,
+    slurm,
     runs,
     evaluate,
     chat,

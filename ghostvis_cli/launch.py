@@ -8,6 +8,7 @@ worker as their only entry point. Under ``torchrun`` or ``srun`` the processes e
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from ghostvis_plugins.resolved import Resolved, load_resolved
 RUNS = Path("runs")
 WORKER = "ghostvis_cli.worker"
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # each is passed on to the workers
+ELASTIC = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""For the launcher, whose store outlives a restart: Gloo would find the addresses of the dead in it."""
 STOP_SECONDS = 120
 """What workers get to finish a step and save it, after a signal; also what a rank that hangs costs a restart."""
 
@@ -35,10 +38,14 @@ class RunFailedError(GhostVisError):
 def prepare(resolved: Resolved, *, resume: bool) -> Path:
     """Make the run directory and write ``resolved.json``. Raises ConfigError where a run would be overwritten."""
     from stages.rundir import claim
+    from stages.slurm import join_step
 
+    join_step()
     values = resolved.values
     if resume and not values["name"]:
         raise ConfigError("--resume needs the --name of the run to continue")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not values["name"]:
+        raise ConfigError("a run of several processes needs a --name that they share")
     if not values["name"]:
         values["name"] = _free_name(values["stage"]["name"])
         resolved.origins["name"] = "default"
@@ -50,7 +57,9 @@ def prepare(resolved: Resolved, *, resume: bool) -> Path:
         _check_same(load_resolved(file).values, values, run_dir)
         return run_dir
     claim(run_dir, resume=False)
-    file.write_text(resolved.to_json(), encoding="utf-8")
+    private = run_dir / f".{file.name}.{os.environ.get('RANK', '0')}"  # each process of a launcher comes by here
+    private.write_text(resolved.to_json(), encoding="utf-8")
+    private.replace(file)
     return run_dir
 
 
@@ -83,8 +92,7 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool, max_restarts: int) -
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.update(_worker_environment(nproc))
-    # The launcher's store outlives a restart, and Gloo would find the addresses of the dead in it.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.update(ELASTIC)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
@@ -115,13 +123,14 @@ def _worker_arguments(run_dir: Path, resume: bool) -> list[str]:
     return [*arguments, "--resume"] if resume else arguments
 
 
-def torchrun_command(run_dir: Path, nproc: int, resume: bool, max_restarts: int = 0) -> list[str]:
-    """The command that starts the same workers: what ``--print-launch`` shows."""
+def launch_text(run_dir: Path, nproc: int, resume: bool, max_restarts: int = 0) -> str:
+    """The command line that starts the same workers: what ``--print-launch`` shows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc)]
     command += ["--max-restarts", str(max_restarts)]
     command += ["--signals-to-handle", SIGNALS, "--shutdown-timeout", str(STOP_SECONDS)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--rdzv-id", run_dir.name]
-    return [*command, *_worker_arguments(run_dir, resume)]
+    variables = [f"{key}={value}" for key, value in {**ELASTIC, **_worker_environment(nproc)}.items()]
+    return shlex.join([*variables, *command, *_worker_arguments(run_dir, resume)])
 
 
 def _worker_environment(nproc: int) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,9 +68,7 @@ def train(
     json: o.Json = False,
 ) -> None:
     """Run one stage: tokenizer, pretrain, mid, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
-    from ghostvis_plugins.config import resolve
-
-    from .launch import count_processes, prepare, start, torchrun_command
+    from .launch import count_processes, launch_text, start
 
     flags: dict[str, Any] = {
         "stage": stage,
@@ -88,7 +86,30 @@ def train(
         "device": device,
     }
     processes = count_processes(nproc)
-    resolved = resolve(registry=registry(), flags=flags, sets=set or (), recipes=recipe or (), argv=sys.argv)
+    run_dir = ready(flags, set or (), recipe or (), resume=resume, dry_run=dry_run, json=json)
+    if run_dir is None:
+        return
+    if print_launch:
+        print(launch_text(run_dir, processes, resume, max_restarts))
+        return
+    start(run_dir, nproc=processes, resume=resume, max_restarts=max_restarts)
+
+
+def ready(
+    flags: Mapping[str, Any],
+    sets: Sequence[str],
+    recipes: Sequence[str],
+    *,
+    resume: bool,
+    dry_run: bool = False,
+    json: bool = False,
+) -> Path | None:
+    """Resolve a run, check it, make its folder. Returns the folder; None after a dry run."""
+    from ghostvis_plugins.config import resolve
+
+    from .launch import prepare
+
+    resolved = resolve(registry=registry(), flags=dict(flags), sets=sets, recipes=recipes, argv=sys.argv)
     note_left_out(resolved)
     derived = derived_rows(resolved)
     if derived and not json:
@@ -100,12 +121,8 @@ def train(
         if not json and estimate:
             print(plan_text(estimate))
         note("dry run: nothing was started")
-        return
-    run_dir = prepare(resolved, resume=resume)
-    if print_launch:
-        print(shlex.join(torchrun_command(run_dir, processes, resume, max_restarts)))
-        return
-    start(run_dir, nproc=processes, resume=resume, max_restarts=max_restarts)
+        return None
+    return prepare(resolved, resume=resume)
 
 
 def derived_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
@@ -126,17 +143,27 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
     """
     if vocab_size is None:
         return {}
+    from components.lora import is_adapter
     from components.planning import plan
+    from stages.config import LoRA
     from stages.optim import apply_table
 
     stage = resolved.values["stage"]
+    adapters = LoRA.model_validate(stage["lora"]) if stage.get("lora") else None
     values = {**resolved.values, **_kept_parts(resolved.values)}
+    added = 0
+
+    def freeze(model: Any) -> None:
+        nonlocal added
+        apply_table(model, stage["train"], adapters)
+        added = sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
+
     made = plan(
         values,
         registry(),
         vocab_size,
         origins=resolved.origins,
-        freeze=lambda model: apply_table(model, stage["train"]),
+        freeze=freeze,
     )
     trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
     trained = {part.kind for part in made.parts if part.kind != "head" and ("*" in trained or part.kind in trained)}
@@ -148,7 +175,10 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
         **made.to_json(),
         "trained": sorted(trained),
         "step_flops": made.training_flops(**work),
-        "peak_bytes": made.training_bytes(**{k: int(v * micro) for k, v in work.items()}, trained=trained),
+        "peak_bytes": made.training_bytes(
+            **{k: int(v * micro) for k, v in work.items()}, trained=trained, adapters=added
+        ),
+        "adapters": added,
         "steps": stage["steps"],
         "seconds": _seconds(made.training_flops(**work), stage["steps"]),
         "assumed": work,
@@ -201,10 +231,13 @@ def plan_text(estimate: dict[str, Any]) -> str:
     lines = []
     for part in estimate["parts"]:
         state = "trained" if part["kind"].replace("head", "backbone") in estimate["trained"] else "frozen"
+        state = "adapted" if state == "trained" and estimate["adapters"] and part["kind"] == "backbone" else state
         lines.append(
             f"{part['kind']:10} {part['name']:18} {part['parameters'] / 1e6:8.2f} M  {state:8} "
             f"{part['flops'] / 1e6:9.1f} MFLOP/{part['unit']:6}  {part['shape']}"
         )
+    if estimate["adapters"]:
+        lines.append(f"adapters of the backbone {estimate['adapters'] / 1e6:.2f} M")
     lines.append(f"parameters {estimate['parameters'] / 1e6:.2f} M, {estimate['tokens_per_image']} tokens per image")
     time = "" if estimate["seconds"] is None else f", about {estimate['seconds']:.0f} s on this CPU with one process"
     lines.append(

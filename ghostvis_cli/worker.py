@@ -27,11 +27,14 @@ def work(resolved_file: Path, *, resume: bool) -> Path:
 
 
 def main() -> NoReturn:
-    """The entry point under torchrun. A user's mistake is said once, by the first process that meets it."""
+    """The entry point under torchrun and srun. A user's mistake is said once, by the first process that meets it."""
+    from stages.slurm import join_step
+
     parser = argparse.ArgumentParser(prog="ghostvis_cli.worker", description=__doc__)
     parser.add_argument("--resolved", required=True, type=Path, help="resolved.json of the run")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     arguments = parser.parse_args()
+    join_step()
     if os.environ.get("RANK", "0") == "0":
         (arguments.resolved.parent / EXIT_CODE).unlink(missing_ok=True)  # of an earlier failure
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # after the loss of a worker

@@ -39,6 +39,19 @@ class TokenizerConfig(BaseModel):
     )
 
 
+class LoRA(BaseModel):
+    """Adapters for a language model that stays frozen (:mod:`components.lora`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: int = Field(16, ge=1, description="Rank of the matrix that is added to a layer's weight.")
+    alpha: float = Field(32.0, gt=0, description="What is added is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of an adapter's inputs that are left out in training.")
+    targets: list[str] | None = Field(
+        None, description="Linear layers with an adapter, such as q_proj; default: all of the backbone's blocks."
+    )
+
+
 class TrainConfig(BaseModel):
     """What every training stage can be told."""
 
@@ -92,6 +105,9 @@ class TrainConfig(BaseModel):
         default_factory=dict,
         description="Learning rate per module path; the longest matching path wins, 0 freezes, and so does no match. "
         'In a path * is any module, and -4: the last four of a list: "backbone.layers.-4:".',
+    )
+    lora: LoRA | None = Field(
+        None, description="Train adapters of the backbone at its rates in train, and none of its own weights."
     )
     schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
         "cosine", description="Learning rate after the warm-up; wsd is constant with a linear end."

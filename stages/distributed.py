@@ -1,6 +1,6 @@
 """One process or many: ranks, devices and the few collectives that training needs.
 
-Processes are started by ``torchrun``, which says who is who in the environment; without it there is one.
+Processes are started by ``torchrun``, which says who is who in the environment, or by ``srun``; else there is one.
 Gloo talks between CPUs, NCCL between CUDA devices. In a single process every method is a no-op or the identity,
 so the loop has no second path.
 """
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ghostvis_plugins.errors import ConfigError, UnavailableError
 
+from .slurm import join_step
+
 
 @dataclass(frozen=True, slots=True)
 class Distributed:
@@ -35,6 +37,7 @@ class Distributed:
 
         A group that somebody else has joined already is used as it is, and left to them.
         """
+        join_step()
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if chosen.type == "cuda":

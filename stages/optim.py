@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from components import lora
 from ghostvis_plugins.errors import ConfigError, did_you_mean
 
-from .config import TrainConfig
+from .config import LoRA, TrainConfig
 
 TRAINABLE = (torch.float32, torch.bfloat16)
 SLICE = re.compile(r"(-?\d*):(-?\d*)")
@@ -35,11 +36,12 @@ class Row:
     parameters: int
 
 
-def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
+def apply_table(model: nn.Module, table: Mapping[str, float], adapters: LoRA | None = None) -> list[Row]:
     """Set ``requires_grad`` as ``table`` says and return the freeze table.
 
-    A module without parameters may be named; it is a line with none. Raises ConfigError for a path that names
-    nothing in the model, and when nothing is left to train.
+    A module without parameters may be named; it is a line with none. With ``adapters`` the backbone gets them where it
+    has a learning rate, and they train in place of its own weights. Raises ConfigError for a path that names nothing in
+    the model, and when nothing is left to train.
     """
     table = counted(model, table)
     known = {name for name, _ in (*model.named_modules(), *model.named_parameters()) if name}
@@ -49,20 +51,25 @@ def apply_table(model: nn.Module, table: Mapping[str, float]) -> list[Row]:
                 f"stage.train: the model has no '{path}'.{did_you_mean(path, known)}",
                 hint=f"its parts are {', '.join(child for child, _ in model.named_children())}",
             )
+    if adapters is not None:
+        lora.attach(model.backbone, lambda path: _rate(table, f"backbone.{path}.weight") > 0, **adapters.model_dump())
     counts: dict[tuple[str, float], int] = dict.fromkeys(table.items(), 0)
     for name, parameter in model.named_parameters():
-        matched = match(table, name)
-        rate = 0.0 if matched is None else table[matched]
+        own = adapters is not None and name.startswith("backbone.")  # of what has adapters: they train, the rest stays
+        rate = _rate(table, name) if not own or lora.is_adapter(name) else 0.0
         if rate and parameter.dtype not in TRAINABLE:
             raise ConfigError(
                 f"stage.train: {name} is {_name(parameter.dtype)}; weights that train are float32 or bfloat16",
-                hint='set backbone.dtype = "bfloat16" or "float32"',
+                hint='set backbone.dtype = "bfloat16" or "float32", or train adapters of it with stage.lora',
             )
         parameter.requires_grad_(rate > 0)
-        row = (matched or name.split(".")[0], rate)
+        path = match(table, name) or name.split(".")[0]
+        row = (f"{path} (LoRA)" if own and rate else path, rate)
         counts[row] = counts.get(row, 0) + parameter.numel()
     if not any(rate and count for (_, rate), count in counts.items()):
         raise ConfigError("stage.train: nothing is left to train")
+    if adapters is not None:  # the backbone's paths have been told in lines of their own
+        counts = {(path, rate): n for (path, rate), n in counts.items() if n or not path.startswith("backbone")}
     return [Row(path, rate, count) for (path, rate), count in counts.items()]
 
 
@@ -100,6 +107,11 @@ def match(table: Mapping[str, float], name: str) -> str | None:
     """The longest path of ``table`` (see :func:`counted`) that covers the parameter ``name``."""
     covering = [path for path in table if _covers(path, name)]
     return max(reversed(covering), key=_precision, default=None)
+
+
+def _rate(table: Mapping[str, float], name: str) -> float:
+    matched = match(table, name)
+    return 0.0 if matched is None else table[matched]
 
 
 def _covers(path: str, name: str) -> bool:

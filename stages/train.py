@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from components import lora
 from components.flops import StepFlops
 from components.images import decode
 from components.samples import UNUSABLE, check_learnable
@@ -62,7 +63,7 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     if dist.is_main:
         claim(context.run_dir, context.resume)
     start = open_start(context, vision=vision)
-    rows = apply_table(start.model, config.train)
+    rows = apply_table(start.model, config.train, config.lora)
     if dist.is_main:
         print(format_table(rows), file=sys.stderr, flush=True)
     sharded = shards_weights(start.model, config, dist)
@@ -86,7 +87,7 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     step = int(best["step"]) if best else loop.step
     if sharded and dist.is_main:  # no rank has all of the trained model, but the checkpoint does
         start = open_start(context, vision=vision)
-        apply_table(start.model, config.train)
+        apply_table(start.model, config.train, config.lora)
     moved = False
     if not sharded or dist.is_main:
         if sharded or step != loop.step:
@@ -314,6 +315,9 @@ def _export(
     """Model directory, ``latest``, report, in this order: the pointer moves when the model is there."""
     folder = context.run_dir / "model"
     start.model.eval()
+    if config.lora is not None:
+        lora.save(start.model.backbone, context.run_dir / "adapter", context.values["from"])
+        lora.merge(start.model.backbone)
     config_json = {"components": start.components, "eval": config.eval or _eval_tasks(context, start)}
     save_model(folder, start.model, start.tokenizer, config_json, resolved_of(context.run_dir, context.values))
     samples = _samples_to_show(context, config.show_samples)

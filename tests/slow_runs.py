@@ -25,10 +25,11 @@ def make_home(folder: Path) -> Path:
     return folder
 
 
-def train(
-    home: Path, name: str, *more: str, nproc: int = 1, seconds: float = 0.05, resume: bool = False
-) -> subprocess.Popen[str]:
-    """Start a run, or go on with it."""
+GHOSTVIS = [sys.executable, "-m", "ghostvis_cli", "--plugin", str(HERE / "slow_plugin.py")]
+
+
+def arguments(name: str, seconds: float = 0.05) -> list[str]:
+    """``train`` and its options."""
     sets = {
         "stage.steps": STEPS,
         "stage.batch_tokens": 200,
@@ -44,10 +45,16 @@ def train(
         "tracker.seconds": seconds,
         "threads": 1,
     }
-    command = [sys.executable, "-m", "ghostvis_cli", "--plugin", str(HERE / "slow_plugin.py"), "train"]
-    command += ["--stage", "pretrain", "--backbone", "gpt", "--dataset", "words", "--tracker", "slow"]
-    command += ["--from", "tokenizer", "--name", name, "--seed", "7", "--device", "cpu", "--nproc", str(nproc)]
-    command += [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    words = ["train", "--stage", "pretrain", "--backbone", "gpt", "--dataset", "words", "--tracker", "slow"]
+    words += ["--from", "tokenizer", "--name", name, "--seed", "7", "--device", "cpu"]
+    return words + [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+
+
+def train(
+    home: Path, name: str, *more: str, nproc: int = 1, seconds: float = 0.05, resume: bool = False
+) -> subprocess.Popen[str]:
+    """Start a run, or go on with it."""
+    command = [*GHOSTVIS, *arguments(name, seconds), "--nproc", str(nproc)]
     command += [*(["--resume"] if resume else []), *more]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
     with (home / f"{name}.log").open("a") as log:

@@ -196,8 +196,10 @@ def documented_commands() -> list[tuple[str, str]]:
     """Every ``ghostvis`` line of the documentation's shell blocks and of the help texts' examples, in order."""
     found: dict[str, str] = {}
     for file in DOCS:
-        blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```|((?:^    .*\n)+)", file.read_text(), flags=re.M | re.S)
-        for fenced, indented in blocks:
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```|((?:^    .*\n)+)", file.read_text(), flags=re.M | re.S)
+        for language, fenced, indented in blocks:
+            if language not in ("", "sh", "bash"):
+                continue
             for line in (fenced or indented).replace("\\\n", " ").splitlines():
                 command = re.sub(r"\s+#.*$", "", line.strip()).replace(".venv/bin/", "")
                 if command.startswith(("ghostvis ", "make ", "pip ")):

@@ -16,6 +16,7 @@ from components.batch import Batch
 from components.flops import StepFlops, peak_flops, peak_of_name
 from components.rendering import Rendered
 from components.vlm import VLM
+from stages.config import LoRA
 from stages.optim import apply_table, set_modes
 
 LAYERS, DIM, VOCABULARY, VECTORS = 3, 48, 300, 4
@@ -35,7 +36,7 @@ def part(kind: str, name: str, options: dict[str, Any], **known: Any) -> Any:
     return found.get(kind, name).load_build()(found.make_config(kind, name, options), **known)
 
 
-def model_of(table: dict[str, float], *, vision: bool = True) -> VLM:
+def model_of(table: dict[str, float], *, vision: bool = True, adapters: LoRA | None = None) -> VLM:
     backbone = GPT(GPTConfig(depth=LAYERS, aspect=16, head_dim=8, max_positions=256), VOCABULARY)
     model = VLM(backbone)
     if vision:
@@ -43,7 +44,7 @@ def model_of(table: dict[str, float], *, vision: bool = True) -> VLM:
         projector = part("projector", "mlp", {}, in_dim=8, out_dim=DIM)
         model = VLM(backbone, TinyEncoder(EncoderOptions()), resampler, projector)
     model.init_weights()
-    apply_table(model, table)
+    apply_table(model, table, adapters)
     set_modes(model)
     return model
 
@@ -107,6 +108,14 @@ def test_it_is_what_torch_counts(stage: str, images: int) -> None:
     batch = batch_of([70, 9, 33, 32], 7, images)
     expected = counted(model, batch) - unseen(batch, passes)
     assert StepFlops.measure(model)(batch, encoded=images) == pytest.approx(expected, rel=1e-9)
+
+
+def test_adapters_cost_what_torch_counts() -> None:
+    pytest.importorskip("peft")
+    model = model_of({**PROJECTION, "backbone": 1e-3}, adapters=LoRA(rank=4))
+    batch = batch_of([70, 9, 33, 32], 7, 2)
+    expected = counted(model, batch) - unseen(batch, [3, 3, 3])
+    assert StepFlops.measure(model)(batch, encoded=2) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_formulas_of_the_field() -> None:

@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048
+ALIGNED = 16
+"""Bytes. What lies at a multiple of it is read in one go."""
 
 
 class Table:
@@ -21,7 +23,9 @@ class Table:
 
     def __init__(self, columns: Sequence[Sequence[Tensor]]) -> None:
         device = columns[0][0].device
-        self.fixed = [self._places(column).to(device) for column in columns]
+        places = [self._places(column) for column in columns]
+        self.aligned = not any((column % ALIGNED).any() for column in places)
+        self.fixed = [column.to(device) for column in places]
         sizes = torch.tensor([tensor.numel() for tensor in columns[0]])
         blocks = -(-sizes // BLOCK)
         self.tensor = torch.repeat_interleave(torch.arange(len(sizes)), blocks).int().to(device)
@@ -39,10 +43,11 @@ class Table:
         """One step of all; ``scalars`` as of :func:`components.optimizers.adamw.update_`."""
         gradients = [gradient.contiguous() for gradient in gradients]
         places = self._places(gradients)
+        aligned = self.aligned and not (places % ALIGNED).any()
         if self.device.type == "cuda":
             places = places.pin_memory().to(self.device, non_blocking=True)
         _update[(len(self.tensor),)](
-            *self.fixed, places, self.sizes, self.tensor, self.first, *scalars, BLOCK, num_warps=8
+            *self.fixed, places, self.sizes, self.tensor, self.first, *scalars, aligned, BLOCK, num_warps=8
         )
 
 
@@ -62,17 +67,18 @@ def _update(  # type: ignore[no-untyped-def]
     root_correction,
     eps,
     keep,
+    aligned: tl.constexpr,
     block: tl.constexpr,
 ):
     program = tl.program_id(0)
     tensor = tl.load(tensors + program)
     at = tl.load(firsts + program).to(tl.int64) * block + tl.arange(0, block)
     inside = at < tl.load(sizes + tensor)
-    high_at = tl.load(highs + tensor).to(tl.pointer_type(tl.int16)) + at
-    low_at = tl.load(lows + tensor).to(tl.pointer_type(tl.int16)) + at
-    exp_avg_at = tl.load(exp_avgs + tensor).to(tl.pointer_type(tl.float32)) + at
-    exp_avg_sq_at = tl.load(exp_avg_sqs + tensor).to(tl.pointer_type(tl.float32)) + at
-    gradient_at = tl.load(gradients + tensor).to(tl.pointer_type(tl.bfloat16)) + at
+    high_at = _place(highs + tensor, tl.int16, aligned) + at
+    low_at = _place(lows + tensor, tl.int16, aligned) + at
+    exp_avg_at = _place(exp_avgs + tensor, tl.float32, aligned) + at
+    exp_avg_sq_at = _place(exp_avg_sqs + tensor, tl.float32, aligned) + at
+    gradient_at = _place(gradients + tensor, tl.bfloat16, aligned) + at
 
     high, low = tl.load(high_at, mask=inside).to(tl.int32), tl.load(low_at, mask=inside).to(tl.int32)
     weight = ((high << 16) + low).to(tl.float32, bitcast=True)
@@ -87,3 +93,11 @@ def _update(  # type: ignore[no-untyped-def]
     tl.store(low_at, (bits - (high << 16)).to(tl.int16), mask=inside)
     tl.store(exp_avg_at, exp_avg, mask=inside)
     tl.store(exp_avg_sq_at, exp_avg_sq, mask=inside)
+
+
+@triton.jit
+def _place(entry, kind: tl.constexpr, aligned: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.load(entry)
+    if aligned:
+        place = tl.multiple_of(place, 16)
+    return place.to(tl.pointer_type(kind))
