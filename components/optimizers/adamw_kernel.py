@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 2048
+BLOCK = 1024
 ALIGNED = 16
 """Bytes. What lies at a multiple of it is read in one go."""
 
@@ -47,7 +47,7 @@ class Table:
         if self.device.type == "cuda":
             places = places.pin_memory().to(self.device, non_blocking=True)
         _update[(len(self.tensor),)](
-            *self.fixed, places, self.sizes, self.tensor, self.first, *scalars, aligned, BLOCK, num_warps=8
+            *self.fixed, places, self.sizes, self.tensor, self.first, *scalars, aligned, BLOCK, num_warps=4
         )
 
 
