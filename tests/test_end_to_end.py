@@ -61,8 +61,17 @@ def test_the_speedrun_leaves_a_report_scores_and_a_model(home: Path) -> None:
         "scenes": 40,
     }
     assert (home / "runs/latest").resolve() == (home / "runs/tiny-4-sft/model").resolve()
-    for path in re.findall(r"\]\((samples/[^)]+)\)", report):
+    shown = re.findall(r"\]\(((?:samples|curves)/[^)]+)\)", report)
+    assert [path for path in shown if path.startswith("curves/")] == [
+        f"curves/tiny-{stage}.png" for stage in ("2-pretrain", "3-align", "4-sft")
+    ]
+    for path in shown:
         assert (home / "runs/tiny" / path).is_file(), path
+    for stage in ("2-pretrain", "3-align", "4-sft"):
+        last = json.loads((home / f"runs/tiny-{stage}/metrics.jsonl").read_text().splitlines()[-1])
+        (row,) = [line for line in report.splitlines() if line.startswith(f"| tiny-{stage} ")]
+        assert f"| {last['step']} |" in row
+        assert f"last {last['val_loss']:.3f} |" in row
 
 
 def test_nothing_written_names_this_machine(home: Path) -> None:
