@@ -16,7 +16,7 @@ from components.images import decode
 from components.samples import UNUSABLE, check_learnable
 from components.trackers.jsonl import JsonlTracker, rewind
 from components.weights import save_model
-from ghostvis_plugins.errors import ConfigError, GhostVisError
+from ghostvis_plugins.errors import ConfigError, GhostVisError, UnavailableError
 from ghostvis_plugins.types import Conversation
 
 from . import checkpoint
@@ -25,6 +25,7 @@ from .config import TrainConfig
 from .context import RunContext
 from .data import Stream, StreamState
 from .features import FeatureCache
+from .journal import DISK_FULL
 from .ledger import BadSample, Ledger, by_index
 from .loader import Collator
 from .loop import Loop, identity
@@ -83,7 +84,15 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     if frozen_hash(start.model) != frozen:
         raise GhostVisError("a frozen tensor changed during training; nothing is exported", hint="this is a defect")
     if dist.is_main:
-        _export(context, config, start, rows, loop, shares)
+        try:
+            _export(context, config, start, rows, loop, shares)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise UnavailableError(
+                f"the run is trained, but its model or report cannot be written to {context.run_dir}: {error.strerror}",
+                hint="free some space; --resume then writes them without training again",
+            ) from error
     dist.barrier()
     return context.run_dir / "model"
 
@@ -178,6 +187,7 @@ def _prepare(
         best=state.get("best"),
         skipped_steps=state.get("skipped_steps", 0),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
+        rollbacks=state.get("rollbacks", []),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class Options(BaseModel):
     broken: int = 0  # samples whose picture is not one
     mute: int = 0  # samples without an answer
     long: int = 0  # words of the longest text
+    poison: list[int] = []  # training samples whose picture is magenta
 
 
 class KillerOptions(BaseModel):
@@ -58,6 +60,7 @@ class EncoderOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     width: int = 8
     dropout: float = 0.0
+    brittle: bool = False  # makes infinities of a magenta picture
 
 
 class TinyEncoder(nn.Module):
@@ -69,6 +72,7 @@ class TinyEncoder(nn.Module):
         self.patches = nn.Conv2d(3, config.width, 4, stride=4)
         self.norm = nn.BatchNorm1d(config.width)
         self.dropout = nn.Dropout(config.dropout)
+        self.brittle = config.brittle
 
     def transform(self) -> Mapping[str, Any]:
         return {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "fit": "pad"}
@@ -80,7 +84,11 @@ class TinyEncoder(nn.Module):
         self.patches.reset_parameters()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.patches(pixels).flatten(2))).transpose(1, 2)
+        features = self.dropout(self.norm(self.patches(pixels).flatten(2))).transpose(1, 2)
+        if self.brittle:
+            magenta = (pixels == pixels.new_tensor([1.0, -1.0, 1.0])[:, None, None]).flatten(1).all(1)
+            features = torch.where(magenta[:, None, None], torch.inf, features)
+        return features
 
 
 def build_encoder(config: EncoderOptions) -> TinyEncoder:
@@ -103,6 +111,8 @@ def build_colours(config: Options, *, split: Split) -> SampleList:
         picture = square(value, (number + shift) % 29)
         if number < config.broken and split == "train":
             picture = Image(data=b"not a picture")
+        if number in config.poison and split == "train":
+            picture = square((255, 0, 255))
         turns = (user(picture, "What colour is it?"), assistant(name))
         mute = config.broken <= number < config.broken + config.mute
         samples.append(Conversation(turns[:1] if mute else turns, id=f"colours/{split}/{number}"))
