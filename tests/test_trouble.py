@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import subprocess
@@ -130,6 +131,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        gc.collect()  # what was read from a checkpoint there is mapped, and in cycles
         subprocess.run(["umount", folder], check=True)
 
 
@@ -211,8 +213,8 @@ def test_a_model_that_does_not_fit_is_exported_by_resume(start: Path, tmp_path: 
     run(plain, registry(), disk / "a", resume=True)
     run(plain, registry(), tmp_path / "whole")
     assert rows(disk / "a") == rows(tmp_path / "whole")
-    exported, whole = (load_file(folder / "model/model.safetensors") for folder in (disk / "a", tmp_path / "whole"))
-    assert all(torch.equal(exported[name], whole[name]) for name in whole)
+    files = [folder / "model/model.safetensors" for folder in (disk / "a", tmp_path / "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_systems_error_is_not_hidden(disk: Path) -> None:
