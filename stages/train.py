@@ -268,14 +268,16 @@ def _feature_cache(context: RunContext, config: TrainConfig, start: Start) -> Fe
 
 
 def _trackers(context: RunContext) -> list[Any]:
-    """``metrics.jsonl`` always; the chosen tracker as well when it is another one."""
+    """``metrics.jsonl`` always, and the chosen ones that are others."""
     if not context.dist.is_main:
         return []
     chosen = context.table("tracker", "jsonl")
-    trackers: list[Any] = [JsonlTracker(context.run_dir)]
-    if chosen["name"] != "jsonl":
-        trackers.append(context.build("tracker", chosen, run_dir=context.run_dir))
-    return trackers
+    tables = [chosen, *({**options, "name": name} for name, options in chosen.get("also", {}).items())]
+    others = [table for table in tables if table["name"] != "jsonl"]
+    return [
+        JsonlTracker(context.run_dir),
+        *(context.build("tracker", table, run_dir=context.run_dir) for table in others),
+    ]
 
 
 def _finish(trackers: Sequence[Any]) -> None:
