@@ -8,13 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from published_files import chartqa_official, vqav2_official
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "COLUMNS": "120"}
 GHOSTVIS = [sys.executable, "-m", "ghostvis_cli"]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 
@@ -28,11 +31,29 @@ NOT_RUN = {"make speedrun", "make test", "pip install"}  # .ci/run and test_plug
 
 def ghostvis(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in ``folder``; the installed one, whatever the folder holds."""
-    env = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "COLUMNS": "120", **environment}
+    env = {**ENVIRONMENT, **environment}
     done = subprocess.run([*GHOSTVIS, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return checked(done, code)
+
+
+def checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == code, f"{done.args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The same for commands by the dozen: each a process, forked from one that has imported what they import."""
+    if not hasattr(os, "fork"):
+        yield ghostvis
+        return
+    with Warm(ENVIRONMENT) as server:
+
+        def run(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+            return checked(server.run(arguments, folder, {**ENVIRONMENT, **environment}), code)
+
+        yield run
 
 
 @pytest.fixture(scope="session")
@@ -179,22 +200,24 @@ def test_third_party_packages_train_and_answer_by_name(home: Path, installed: di
         ),
     ],
 )
-def test_mistakes_are_said_in_plain_words(home: Path, arguments: list[str], code: int, words: list[str]) -> None:
+def test_mistakes_are_said_in_plain_words(
+    home: Path, warm: Callable[..., Any], arguments: list[str], code: int, words: list[str]
+) -> None:
     (home / "text.jpg").write_text("no picture at all")
-    said = ghostvis(home, *arguments, code=code).stderr
+    said = warm(home, *arguments, code=code).stderr
     for word in words:
         assert word in said
 
 
-def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path) -> None:
+def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path, warm: Callable[..., Any]) -> None:
     start = ["train", "--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model"]
-    assert "--resume" in ghostvis(home, *start, "--name", "tiny-2-pretrain", code=3).stderr
-    assert "--name" in ghostvis(home, *start, "--resume", code=3).stderr
-    changed = ghostvis(home, *start, "--name", "tiny-2-pretrain", "--resume", "--seed", "7", code=3).stderr
+    assert "--resume" in warm(home, *start, "--name", "tiny-2-pretrain", code=3).stderr
+    assert "--name" in warm(home, *start, "--resume", code=3).stderr
+    changed = warm(home, *start, "--name", "tiny-2-pretrain", "--resume", "--seed", "7", code=3).stderr
     assert "seed: 0 → 7" in changed
     failing = ["--set", "backbone.max_positions=8", "--set", "dataset.chitchat.form=conversations"]
-    ghostvis(home, *start, "--name", "again", *failing, code=3)
-    ghostvis(home, *start, "--name", "again", "--set", "stage.steps=2", "--set", "stage.eval_samples=0")
+    warm(home, *start, "--name", "again", *failing, code=3)
+    warm(home, *start, "--name", "again", "--set", "stage.steps=2", "--set", "stage.eval_samples=0")
 
 
 def test_without_a_model_chat_says_how_to_get_one(tmp_path: Path) -> None:
@@ -228,7 +251,9 @@ def make_data_of_a_reader(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "file"), documented_commands())
-def test_every_documented_command_runs(home: Path, installed: dict[str, str], command: str, file: str) -> None:
+def test_every_documented_command_runs(
+    home: Path, warm: Callable[..., Any], installed: dict[str, str], command: str, file: str
+) -> None:
     if any(command.startswith(prefix) for prefix in NOT_RUN):
         return
     words = [word.replace("runs/cpu", "runs/tiny") for word in shlex.split(command)[1:]]
@@ -243,4 +268,4 @@ def test_every_documented_command_runs(home: Path, installed: dict[str, str], co
         (home / "examples").symlink_to(ROOT / "examples")
         make_data_of_a_reader(home)
     words = [word.replace("=/data/", f"={home}/data/") for word in words]
-    ghostvis(home, *words, **(installed if file.startswith("examples/") else {}))
+    warm(home, *words, **(installed if file.startswith("examples/") else {}))
