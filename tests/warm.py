@@ -6,6 +6,8 @@ command: its own folder, environment, output and exit. Where there is no fork, u
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -13,11 +15,12 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 LIBRARIES = ("torch._dynamo", "torchvision.transforms", "matplotlib.figure", "pydantic_settings", "timm", "tokenizers")
 PACKAGES = ("ghostvis_plugins", "components", "stages", "ghostvis_cli")
@@ -56,7 +59,7 @@ class Warm:
 
 
 def serve() -> None:
-    """Commands until the input ends. In the child, this function raises SystemExit."""
+    """Commands until the input ends."""
     for name in LIBRARIES:
         importlib.import_module(name)
     for name in PACKAGES:
@@ -64,6 +67,7 @@ def serve() -> None:
         for found in pkgutil.walk_packages(package.__path__, f"{name}."):
             if found.name not in LEFT_OUT:
                 importlib.import_module(found.name)
+    gc.freeze()  # or each child would go through, and so copy, all of it
     answers = os.fdopen(os.dup(1), "w")
     while line := sys.stdin.readline():
         order = json.loads(line)
@@ -72,10 +76,11 @@ def serve() -> None:
             become(order)
         answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
         answers.flush()
+    os._exit(0)
 
 
-def become(order: dict[str, Any]) -> None:
-    """The command, in a process that has only imported. Raises SystemExit."""
+def become(order: dict[str, Any]) -> NoReturn:
+    """The command, in a process that has only imported."""
     for number, path in ((1, order["output"][0]), (2, order["output"][1])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -92,7 +97,11 @@ def become(order: dict[str, Any]) -> None:
     except Exception:
         traceback.print_exc()
         code = 1
-    sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to take down what the server imported costs more than most commands do
 
 
 if __name__ == "__main__":
