@@ -102,8 +102,8 @@ def test_nothing_written_names_this_machine(home: Path) -> None:
             assert private not in text, f"{private} in {file}"
 
 
-def test_a_finished_speedrun_is_not_run_again(home: Path) -> None:
-    said = ghostvis(home, "speedrun", "--preset", "tiny", "--eval-limit", "40").stderr
+def test_a_finished_speedrun_is_not_run_again(home: Path, warm: Callable[..., Any]) -> None:
+    said = warm(home, "speedrun", "--preset", "tiny", "--eval-limit", "40").stderr
     assert said.count("is complete") == 4
 
 
@@ -155,19 +155,21 @@ def test_the_example_packages_are_small_and_import_only_the_contract(package: st
     assert not imported & {"components", "stages", "ghostvis_cli"}
 
 
-def test_third_party_packages_train_and_answer_by_name(home: Path, installed: dict[str, str]) -> None:
+def test_third_party_packages_train_and_answer_by_name(
+    home: Path, warm: Callable[..., Any], installed: dict[str, str]
+) -> None:
     ours = installed
-    listed = json.loads(ghostvis(home, "components", "list", "--json", **ours).stdout)["components"]
+    listed = json.loads(warm(home, "components", "list", "--json", **ours).stdout)["components"]
     assert {"patchmean", "swatches"} <= {component["name"] for component in listed}
     arguments = ["--stage", "align", "--encoder", "patchmean", "--resampler", "avgpool", "--dataset", "swatches"]
     shorter = ["--set", "stage.steps=3", "--set", "stage.eval_samples=8"]
-    ghostvis(home, "train", *arguments, "--from", "runs/tiny-2-pretrain/model", "--name", "theirs", *shorter, **ours)
+    warm(home, "train", *arguments, "--from", "runs/tiny-2-pretrain/model", "--name", "theirs", *shorter, **ours)
     picture = str(ROOT / "tests/data/scene.png")
     question = ["--image", picture, "--prompt", "Which colour is on the left?"]
-    said = json.loads(ghostvis(home, "chat", "--model", "theirs", *question, "--json", **ours).stdout)
+    said = json.loads(warm(home, "chat", "--model", "theirs", *question, "--json", **ours).stdout)
     assert said["model"].endswith("theirs/model")
 
-    missing = ghostvis(home, "chat", "--model", "theirs", *question, code=4).stderr
+    missing = warm(home, "chat", "--model", "theirs", *question, code=4).stderr
     assert "patchmean" in missing
 
 
