@@ -13,7 +13,7 @@ speedrun: $(VENV)/.installed
 	$(BIN)/ghostvis speedrun --preset $(PRESET) $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -162,7 +162,8 @@ def _measure_text(backbone: Any, vision_trains: bool) -> TextFlops:
     row = (_count(lambda: body(length, length)) - short) / (length - few) if length > few else 0.0
     by_token, by_token_twice = (short - few * row) / length, (long - few * row) / (2 * length)
     pair = (by_token_twice - by_token) / length
-    hidden = body(length, few).detach().requires_grad_(body(length, few).requires_grad)
+    out = body(length, few)
+    hidden = out.detach().requires_grad_(out.requires_grad)
     head = _count(lambda: backbone.logits(hidden)) / few
     return TextFlops(by_token - pair * length, pair / 2, row + head)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def save_model(
     it is for, ``eval``. Returns ``folder``.
 
     Everything is written and flushed beside the target and then renamed: an interrupted save leaves the former
-    directory, or none, but never half of one.
+    directory, or none, but never half of one. Raises OSError where the system does not let it write.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +86,19 @@ def save_model(
         for path in (*partial.iterdir(), partial):
             _flush(path)
         _put(partial, folder)
+    except Exception as error:  # whichever library writes, and whatever it makes of what the system says
+        if (found := system_error(error, folder)) is None:
+            raise
+        raise found from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def system_error(error: Exception, path: Path) -> OSError | None:
+    """The system's error that safetensors and tokenizers hide in the text of their own; None where there is none."""
+    found = None if isinstance(error, OSError) else re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else None
 
 
 def load_model(

@@ -59,7 +59,7 @@ Projector = Annotated[str | None, _component("projector", "Maps image vectors to
 Backbone = Annotated[str | None, _component("backbone", "Language model.")]
 Optimizer = Annotated[str | None, _component("optimizer", "Optimizer.")]
 Engine = Annotated[str | None, _component("engine", "Runs the model for samples and evaluation.")]
-Tracker = Annotated[str | None, _component("tracker", "Receives the metrics of the run.")]
+Trackers = Annotated[list[str] | None, _component("tracker", "Receives the metrics of the run; may be repeated.")]
 Datasets = Annotated[
     list[str] | None,
     _component("dataset", "Data set; may be repeated for a mixture."),

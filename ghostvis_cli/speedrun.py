@@ -129,6 +129,7 @@ def _run(prefix: str, recipes: list[str], flags: dict[str, Any], nproc: str, eva
 
     report = write_summary(
         out,
+        runs=[RUNS / _run_name(prefix, recipe) for recipe in recipes],
         model=model,
         registry=registry(),
         seconds=seconds,

@@ -38,7 +38,7 @@ def train(
     backbone: o.Backbone = None,
     dataset: o.Datasets = None,
     optimizer: o.Optimizer = None,
-    tracker: o.Tracker = None,
+    tracker: o.Trackers = None,
     from_: o.From = None,
     name: o.Name = None,
     seed: o.Seed = None,

@@ -29,6 +29,7 @@ from .api import ComponentSpec, Kind
 from .errors import ConfigError, MissingError
 from .explain import describe, origin_of
 from .layers import (
+    ALSO,
     CHOICES,
     NONE,
     Layer,
@@ -177,7 +178,8 @@ def _check_names(resolved: Resolved, registry: Registry, kinds: set[str]) -> Non
     for kind in CHOICES:
         table = resolved.values.get(kind)
         if kind in kinds and table is not None:
-            _get(resolved, registry, kind, table["name"])
+            for name in (table["name"], *_others(kind, table)):
+                _get(resolved, registry, kind, name)
     for name in (*(resolved.values.get("dataset") or {}), *resolved.left_out) if "dataset" in kinds else ():
         _get(resolved, registry, "dataset", name)
 
@@ -191,16 +193,32 @@ def _complete(resolved: Resolved, registry: Registry, kind: str) -> None:
             values = _validated(resolved, registry, kind, name, options)
             resolved.values[kind][name] = {"weight": options["weight"], **values}
     elif table is not None:
-        resolved.values[kind] = {"name": table["name"], **_validated(resolved, registry, kind, table["name"], table)}
+        values = _validated(resolved, registry, kind, table["name"], table)
+        others = {
+            name: _validated(resolved, registry, kind, name, options, prefix=f"{kind}.{ALSO}.{name}")
+            for name, options in _others(kind, table).items()
+        }
+        resolved.values[kind] = {"name": table["name"], **values, **({ALSO: others} if others else {})}
+
+
+def _others(kind: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The trackers beside the first one, each with its options. Of other kinds there is one."""
+    return dict(table.get(ALSO, {})) if kind == "tracker" else {}
 
 
 def _validated(
-    resolved: Resolved, registry: Registry, kind: str, name: str, options: Mapping[str, Any]
+    resolved: Resolved,
+    registry: Registry,
+    kind: str,
+    name: str,
+    options: Mapping[str, Any],
+    prefix: str = "",
 ) -> dict[str, Any]:
     """The component's options with its defaults filled in, as JSON values; notes origins and the provider."""
-    config = registry.make_config(kind, name, options, resolved.origins)
+    prefix = prefix or (f"{kind}.{name}" if kind == "dataset" else kind)
+    config = registry.make_config(kind, name, options, resolved.origins, prefix=prefix)
     values = config.model_dump(mode="json")
-    prefix = f"{kind}.{name}." if kind == "dataset" else f"{kind}."
+    prefix += "."
     for key, _ in flatten(values, prefix):
         parts = key.split(".")
         above = (".".join(parts[:end]) for end in range(len(parts), len(prefix.split(".")) - 1, -1))
@@ -263,6 +281,8 @@ def _drop_other_choices(layers: list[Layer]) -> list[Layer]:
             meant = next((name for name in names[index:] if name is not None), chosen)
             if meant != chosen:
                 kept[index].data.pop(kind, None)
+            elif kind == "tracker" and kind in kept[index].data:  # a choice of trackers replaces all of them
+                kept[index].data[kind] = {key: value for key, value in kept[index].data[kind].items() if key != ALSO}
     allowed: set[str] | None = None
     for layer in kept:
         tables = layer.data.get("dataset")
@@ -307,6 +327,7 @@ def _insert_options(layers: list[Layer], settings: PluginSettings) -> list[Layer
     for layer in reversed(layers):
         chosen |= {kind: layer.data[kind]["name"] for kind in CHOICES if layer.data.get(kind, {}).get("name")}
     datasets = {name for layer in layers for name in layer.data.get("dataset", {})}
+    trackers = {name for layer in layers for name in layer.data.get("tracker", {}).get(ALSO, {})}
     first = len(layers) - len(settings.layers)
     result = layers[:first]
     for layer, given in zip(layers[first:], settings.layers, strict=True):
@@ -319,6 +340,9 @@ def _insert_options(layers: list[Layer], settings: PluginSettings) -> list[Layer
         tables = {name: table for name, table in tables.items() if table}
         if tables:
             data["dataset"] = tables
+        others = {name: table for name in sorted(trackers) if (table := _options(given.options, "tracker", name))}
+        if others:
+            data["tracker"] = {**data.get("tracker", {}), ALSO: others}
         result += [Layer(given.origin, data), layer] if data else [layer]
     return result
 

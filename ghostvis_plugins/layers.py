@@ -30,6 +30,8 @@ FLAGS = {"depth": "stage.depth"}
 """Flags that are called otherwise than the key they set."""
 NONE = "none"
 """The name that says: no component of this kind."""
+ALSO = "also"
+"""In the table of the tracker: those beside the first one, each with its options."""
 
 
 @dataclass(slots=True)
@@ -210,6 +212,8 @@ def _layer(origin: str, data: dict[str, Any], origins: dict[str, str] | None = N
 
 
 def _choice(kind: str, value: Any, layer: Layer) -> dict[str, Any]:
+    if kind == "tracker":
+        value = _trackers(value, layer)
     if value is None or isinstance(value, str):
         return {"name": value or NONE}
     if not isinstance(value, dict):
@@ -222,6 +226,31 @@ def _choice(kind: str, value: Any, layer: Layer) -> dict[str, Any]:
         where = layer.origin_of(f"{kind}.name")
         raise ConfigError(f"{kind}.name = {show(value['name'])}: must be a name   [from {where}]")
     return {**value, "name": value["name"] or NONE}
+
+
+def _trackers(value: Any, layer: Layer) -> Any:
+    """Several trackers, as names or as tables with a name, become the table of the first one with the others in it."""
+    options = value if isinstance(value, dict) else {}
+    others = options.get(ALSO, {})
+    if not isinstance(others, dict) or not all(isinstance(table, dict) for table in others.values()):
+        where = layer.origin_of(f"tracker.{ALSO}")
+        raise ConfigError(f"tracker.{ALSO} = {show(others)}: must have a table for each tracker   [from {where}]")
+    given = options.get("name") if options else value
+    if not isinstance(given, list):
+        return value
+    origin = layer.origin_of("tracker.name" if isinstance(value, dict) else "tracker")
+    tables = [{"name": item} if isinstance(item, str) else item for item in given] or [{"name": NONE}]
+    for table in tables:
+        if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+            raise ConfigError(f"tracker = {show(given)}: must be names, or tables with a name   [from {origin}]")
+    names = [table["name"] for table in tables]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"tracker names '{twice}' twice   [from {origin}]")
+    named = {table["name"]: {k: v for k, v in table.items() if k != "name"} for table in tables[1:]}
+    others = {name: {**named.get(name, {}), **others.get(name, {})} for name in (*named, *others)}
+    layer.origins |= {f"tracker.{ALSO}.{name}": origin for name in names[1:]}
+    return {**options, **tables[0], **({ALSO: others} if others else {})}
 
 
 def _mixture(value: Any, layer: Layer) -> tuple[dict[str, Any], tuple[str, ...] | None]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PluginInfo", "Registry"]
 
-RESERVED = {Kind.dataset: ("name", "weight")}
+RESERVED = {Kind.dataset: ("name", "weight"), Kind.tracker: ("name", "also")}
 """Keys of a component's table that are ours and not the component's."""
 
 
@@ -110,12 +110,18 @@ class Registry:
         ]
 
     def make_config(
-        self, kind: Kind | str, name: str, options: Mapping[str, Any], origins: Mapping[str, str] | None = None
+        self,
+        kind: Kind | str,
+        name: str,
+        options: Mapping[str, Any],
+        origins: Mapping[str, str] | None = None,
+        prefix: str = "",
     ) -> BaseModel:
         """Validate options with the component's own model.
 
         ``options`` may be a table of a resolved run: its ``name`` (and ``weight`` of a data set) is left out.
-        ``origins`` maps dotted keys such as ``encoder.image_size`` to where the value came from.
+        ``origins`` maps dotted keys such as ``encoder.image_size`` to where the value came from; ``prefix`` is what
+        the keys begin with, by default the kind, and the name of a data set.
         Raises ConfigError that lists every problem with its key, its value and its origin.
         """
         from pydantic import ValidationError
@@ -128,7 +134,7 @@ class Registry:
         try:
             return model.model_validate(own)
         except ValidationError as error:
-            prefix = f"{spec.kind}.{spec.name}" if spec.kind is Kind.dataset else str(spec.kind)
+            prefix = prefix or (f"{spec.kind}.{spec.name}" if spec.kind is Kind.dataset else str(spec.kind))
             problems = describe(error, own, model, prefix=prefix, origins=origins or {})
             raise ConfigError(
                 f"{len(problems)} problem(s) in {spec.kind} '{spec.name}':\n  " + "\n  ".join(problems)

@@ -139,8 +139,9 @@ class TrainConfig(BaseModel):
     max_skipped_steps: int = Field(
         3,
         ge=0,
-        description="Steps in a row that may be left out because their loss or gradient is not finite; one more stops "
-        "the run. Each is written to incidents.jsonl with its samples.",
+        description="Steps in a row that may be left out because their loss or gradient is not finite; with one more "
+        "the run goes back to the weights of the last checkpoint, once, or stops. Each is written to incidents.jsonl "
+        "with its samples.",
     )
     stall_seconds: float = Field(
         300.0,

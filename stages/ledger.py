@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ghostvis_plugins.errors import DataError
 
+from .journal import Journal, whole_lines
+
 # Left out where reasons are counted, since it makes each its own: paths, names in quotes, numbers.
 _OWN = re.compile(r"\S+[/\\]\S+|'[^']*'|\d[\d,.]*")
 
@@ -37,13 +39,13 @@ class BadSample:
 
 class Ledger:
     """Distinct bad samples of a run; ``path`` is ``bad_samples.jsonl``, or None on ranks that do not write.
-
     The allowance is a share of *all* training samples, not of those seen so far, so whether a run stops does not
     depend on where in the order the bad ones happen to be.
     """
 
     def __init__(self, path: Path | None, fraction: float, samples: int) -> None:
         self.path = path
+        self.journal = Journal(path)
         self.samples = samples
         self.allowed = int(fraction * samples)
         self.entries: dict[tuple[str, str, int], BadSample] = {}  # met so far
@@ -54,11 +56,7 @@ class Ledger:
         again."""
         if self.path is None or not self.path.is_file():
             return
-        text = self.path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a line that a crash cut short
-            self.path.write_text(whole, encoding="utf-8")
-        for line in whole.split("\n")[:-1]:
+        for line in whole_lines(self.path):
             entry = json.loads(line)
             met = entry.pop("step")
             bad = BadSample(**entry)
@@ -72,9 +70,8 @@ class Ledger:
             if bad.key in self.entries:
                 continue
             self.entries[bad.key] = bad
-            if self.path is not None and bad.key not in self.known:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({**asdict(bad), "step": step}) + "\n")
+            if bad.key not in self.known:
+                self.journal.add({**asdict(bad), "step": step})
         if len(self.entries) > self.allowed:
             raise DataError(self._table(), hint="repair or remove them, or raise stage.max_bad_fraction")
 

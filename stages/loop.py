@@ -11,9 +11,7 @@ prepared ahead (:mod:`stages.loader`); the state that a checkpoint holds is that
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +30,7 @@ from .config import TrainConfig
 from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
 from .distributed import autocast
+from .journal import DISK_FULL, Journal
 from .ledger import BadSample, Ledger
 from .loader import Collator, Loader, Step
 from .meter import PHASES, Meter
@@ -43,7 +42,7 @@ from .stopping import Stopping
 from .validation import Validation
 from .watchdog import Watchdog
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+INCIDENTS = "incidents.jsonl"
 
 MEASURED = frozenset({
     "seconds", "tokens_per_second", "images_per_second", "flops", "flops_per_second", "mfu", "memory_bytes",
@@ -73,6 +72,7 @@ class Loop:
     best: dict[str, float] | None = None  # {"step", "val_loss"}
     skipped_steps: int = 0  # with a loss or gradient that was not finite
     skipped_in_a_row: int = 0
+    rollbacks: list[dict[str, int]] = field(default_factory=list)  # {"first", "last"} bad step, "to" which checkpoint
     _saved: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +89,7 @@ class Loop:
         self.cost = Cost.of(self.model, encodes=encodes)
         self.peak = peak_flops(self.dist.device)
         self.meter = Meter(self.dist.device, main=self.dist.is_main)
+        self.incidents = Journal(self.context.run_dir / INCIDENTS if self.dist.is_main else None, self._alarm)
 
     def run(self) -> None:
         """All remaining steps; validates and writes a checkpoint at the end whatever the intervals are.
@@ -134,7 +135,8 @@ class Loop:
                 )
 
     def _step(self, loader: Loader, step: int) -> dict[str, Any]:
-        """One optimizer step; returns its row of metrics. Raises GhostVisError when too many in a row were left out."""
+        """One optimizer step; returns its row of metrics. Raises GhostVisError when too many in a row were left out and
+        there is nothing to go back to."""
         began = time.perf_counter()
         seed_generators(step_seed(self.context.seed, step, self.dist.rank), self.dist.device)
         with self.meter.phase("data"):
@@ -180,6 +182,7 @@ class Loop:
             "cropped": plan.cropped,
             "bad_samples": len(self.ledger.entries),
             "skipped_steps": self.skipped_steps,
+            "rollbacks": len(self.rollbacks),
             "data_hash": plan.data_hash,
             **self._measured(plan, time.perf_counter() - began, 1e9 * gigaflops, joules),
         }
@@ -245,23 +248,53 @@ class Loop:
         self.ledger.add({entry for entries in self.dist.gather(located) for entry in entries}, step)
 
     def _skip(self, step: int, loss: float, norm: float, plan: StepPlan) -> None:
-        """Leave the weights as they are, and write down why. Raises GhostVisError when the budget is used up."""
+        """Leave the weights as they are, and write down why; go back to a checkpoint when the budget is used up."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         names = [drawn.rendered.id for drawn in plan.samples]
-        path = self.context.run_dir / "incidents.jsonl"
-        if self.dist.is_main:
-            entry = {"step": step, "loss": str(loss), "grad_norm": str(norm), "samples": names}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.incidents.add({"step": step, "loss": str(loss), "grad_norm": str(norm), "samples": names})
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         said = f"step {step}: loss {loss}, gradient norm {norm}; its {len(names)} samples: {shown}"
         if self.skipped_in_a_row > self.config.max_skipped_steps:
-            raise GhostVisError(
-                f"{said}\n{self.skipped_in_a_row} such steps in a row, and {self.config.max_skipped_steps} are allowed",
-                hint=f"all of their samples are in {path}; lower stage.train, or look at these samples",
-            )
-        self._alarm(f"{said}; the step is left out")
+            self._roll_back(step, said)
+        else:
+            self._alarm(f"{said}; the step is left out")
+
+    def _roll_back(self, step: int, said: str) -> None:
+        """Take weights and optimizer from the newest checkpoint before the bad steps; the data goes on behind them.
+
+        What was learnt since that checkpoint is lost. The order of the data and the schedule are those of a run without
+        an incident. To go back and pass over the batches is what PaLM's training did (Chowdhery et al. 2022, §5.1).
+        Raises GhostVisError when there is no such checkpoint, or none that was written since the run last went back.
+        """
+        first = step - self.skipped_in_a_row + 1
+        searches = self.dist.is_main and self.parallel.whole
+        found = self.dist.gather(self._before(first) if searches else None)[0]
+        earlier = self.rollbacks[-1] if self.rollbacks else None
+        if found is None or (earlier and found.step <= earlier["last"]):
+            said += f"\n{self.skipped_in_a_row} such steps in a row, and {self.config.max_skipped_steps} are allowed"
+            if earlier:
+                said += (
+                    f"\nbad are steps {first} to {step}; after steps {earlier['first']} to {earlier['last']} the run "
+                    f"went back to checkpoint {earlier['to']}, and nothing was saved since"
+                )
+            advice = "lower stage.train, or look at these samples"
+            if not found:
+                advice += "; with stage.checkpoint_every a run goes back to a checkpoint by itself, once"
+            raise GhostVisError(said, hint=f"all of their samples are in {self.context.run_dir / INCIDENTS}; {advice}")
+        found.load_model(self.model)
+        found.load_optimizer(self.parallel.optimizer, self.parallel.names)
+        self.skipped_in_a_row = 0
+        self.rollbacks.append({"first": first, "last": step, "to": found.step})
+        self.incidents.add({"step": step, "rolled_back_to": found.step, "bad_steps": [first, step]})
+        self._alarm(f"{said}\nsteps {first} to {step} are left out: WENT BACK to the weights of step {found.step}")
+
+    def _before(self, step: int) -> checkpoint.Checkpoint | None:
+        """The newest whole checkpoint of an earlier step."""
+        for earlier in reversed(checkpoint.steps(self.checkpoints)):
+            if earlier < step and checkpoint.verify(folder := self.checkpoints / f"step_{earlier}") is None:
+                return checkpoint.Checkpoint(folder, earlier)
+        return None
 
     def _log(self, row: Mapping[str, Any]) -> None:
         for tracker in self.trackers:
@@ -294,6 +327,8 @@ class Loop:
     def _save(self, *, must: bool) -> None:
         """Write a checkpoint. Raises UnavailableError when that fails, but goes on without one when the disk is full
         and it is not a ``must``."""
+        self.ledger.journal.flush()
+        self.incidents.flush()
         if self.step == self._saved:
             return
         state = {
@@ -301,6 +336,7 @@ class Loop:
             "best": self.best,
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "rollbacks": self.rollbacks,
             "identity": identity(self.context, self.config, self.stream.datasets),
         }
         try:
@@ -333,6 +369,9 @@ class Loop:
     def _prune(self, keep: int, *spared: dict[str, float] | None) -> list[int]:
         """Steps whose checkpoints the main rank removed; the same on all."""
         protected, every = [int(best["step"]) for best in spared if best], self.config.keep_every
+        if self.skipped_in_a_row:  # one more bad step, and the run goes back to the last checkpoint before them
+            found = set(checkpoint.steps(self.checkpoints)) - self._damaged
+            protected += sorted(step for step in found if step <= self.step - self.skipped_in_a_row)[-1:]
         return self.dist.on_main(  # type: ignore[no-any-return]
             lambda: checkpoint.prune(self.checkpoints, keep, protected, every=every, ignored=self._damaged)
         )

@@ -59,7 +59,10 @@ class Alone:
     """One process: the gradients are its own, and so are all parameters.
 
     ``parameters`` are those that this rank's ``optimizer`` steps, ``names`` their names in the order of its groups.
+    ``whole`` says that a rank has all of the model, so that a checkpoint can be read into it at any time.
     """
+
+    whole = True
 
     def __init__(self, model: VLM, ranks: Distributed, config: TrainConfig, build: Build) -> None:
         self.model, self.ranks = model, ranks
@@ -232,6 +235,8 @@ class Sharded(Alone):
     For every other pass all ranks have to come together, in the same order: a rank with fewer batches computes empty
     ones (:meth:`keep_up`), and one whose batch has no picture ties its text to the vision path by a zero.
     """
+
+    whole = False
 
     def __init__(self, model: VLM, ranks: Distributed, config: TrainConfig, build: Build, dtype: str) -> None:
         from torch.distributed.device_mesh import init_device_mesh

@@ -84,11 +84,18 @@ def _figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "row fill": f"{sum(row['fill'] for row in metrics) / len(metrics):.1%}",
         "left out": f"{sum(row['skipped'] for row in metrics)} too long, "
         f"{sum(row['cropped'] for row in metrics)} cropped, {last['bad_samples']} unusable",
+        **({"steps left out": _incidents(last)} if last.get("skipped_steps") else {}),
         "training time": f"{clock(seconds)} ({tokens / max(seconds, 1e-9):,.0f} tokens/s)",
         **_cost(metrics, seconds),
         "data hash": f"`{last['data_hash'][:16]}`",
     }
     return figures
+
+
+def _incidents(last: Mapping[str, Any]) -> str:
+    """Steps without a finite loss, which ``incidents.jsonl`` names with their samples."""
+    went_back = f", went back {last['rollbacks']} times" if last.get("rollbacks") else ""
+    return f"{last['skipped_steps']} with a loss or gradient that is no number{went_back} (incidents.jsonl)"
 
 
 def _cost(metrics: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""The report of a speedrun: how long each stage took, what the model scores, and what it says about pictures."""
+"""The report of a speedrun: how long each stage took and what it learnt, what the model scores, and what it says."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ghostvis_plugins.types import EvalDoc
 from .eval_report import table as scores_table
 from .eval_rows import Row
 from .provenance import provenance, table
+from .runs import Run, open_run
 
 SHOWN = 3  # documents of each tag of each task
 
@@ -23,6 +25,7 @@ SHOWN = 3  # documents of each tag of each task
 def write_summary(
     out: Path,
     *,
+    runs: Sequence[Path],
     model: Path,
     registry: Registry,
     seconds: Mapping[str, float],
@@ -31,13 +34,17 @@ def write_summary(
     processes: int,
     argv: Sequence[str],
 ) -> Path:
-    """Write ``report.md`` beside the evaluation's ``samples.jsonl`` in ``out``; pictures go to ``out/samples``."""
+    """Write ``report.md`` beside the evaluation's ``samples.jsonl`` in ``out``; pictures go to folders beside it.
+
+    ``runs`` are the directories of the stages, in their order.
+    """
     times = {name: f"{value:.1f} s" for name, value in seconds.items()}
     sections = [
         f"# {out.name}",
-        f"Model: `{model}`. Each stage has its own report in its run directory, with the loss curve.",
+        f"Model: `{model}`. Each stage has its own report in its run directory.",
         "## Time",
         table({**times, "**in all**": f"**{total:.1f} s**"}),
+        *_learning(out, [run for run in map(open_run, runs) if run.metrics]),
         "## Held-out scores",
         f"```\n{scores_table(results)}\n```",
         "## What it says",
@@ -48,6 +55,38 @@ def write_summary(
     path = out / "report.md"
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
+
+
+def _learning(out: Path, runs: Sequence[Run]) -> list[str]:
+    """What each stage that makes steps came to, and its curve; those that were finished before count as well."""
+    titles = ("stage", "steps", "tokens", "pictures", "validation loss", "in steps", "tokens/s", "MFU", "memory")
+    lines = [titles, ("---",) * len(titles), *map(_learnt, runs)]
+    sections = ["## What it learnt", "\n".join("| " + " | ".join(line) + " |" for line in lines)]
+    for run in runs:
+        curve = Path("curves") / f"{run.name}.png"
+        if (run.path / "loss.png").is_file():
+            (out / curve).parent.mkdir(exist_ok=True)
+            shutil.copyfile(run.path / "loss.png", out / curve)
+            sections.append(f"![loss of {run.name}]({curve.as_posix()})")
+    return sections
+
+
+def _learnt(run: Run) -> tuple[str, ...]:
+    """A row of the table: validation loss where it began, at its best and at the end; ``-`` for what is not known."""
+    figures = run.figures()
+    validated = [row["val_loss"] for row in run.metrics if "val_loss" in row]
+    losses = (validated[0], min(validated), validated[-1]) if validated else ()
+    return (
+        f"{run.name} ({run.values['stage']['name']})",
+        f"{figures['step']:,}",
+        f"{figures['tokens']:,}",
+        f"{figures['images']:,}",
+        "first {:.3f}, best {:.3f}, last {:.3f}".format(*losses) if losses else "-",
+        f"{figures['seconds']:.1f} s",
+        f"{figures.get('tokens_per_second', 0):,.0f}",
+        f"{figures['mfu']:.1%}" if "mfu" in figures else "-",
+        f"{figures['memory_bytes'] / 2**30:.2f} GiB" if "memory_bytes" in figures else "-",
+    )
 
 
 def _examples(out: Path, registry: Registry, results: Mapping[str, Any]) -> list[str]:

@@ -59,6 +59,7 @@ def _train(context: RunContext, config: TokenizerConfig, folder: Path) -> None:
     ledger.load(0)
     learnt = _Texts(datasets, context.seed, config.max_samples, ledger)
     tokenizer = Tokenizer.train(learnt, config.vocab_size)
+    ledger.journal.flush()
     if tokenizer.vocab_size < config.vocab_size:
         print(
             f"ghostvis: the texts hold no more than {tokenizer.vocab_size} of {config.vocab_size} tokens",

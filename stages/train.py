@@ -19,7 +19,7 @@ from components.samples import UNUSABLE, check_learnable
 from components.trackers.jsonl import JsonlTracker, rewind
 from components.vlm import VLM
 from components.weights import save_model
-from ghostvis_plugins.errors import ConfigError, GhostVisError
+from ghostvis_plugins.errors import ConfigError, GhostVisError, UnavailableError
 from ghostvis_plugins.types import Conversation
 
 from . import checkpoint
@@ -28,6 +28,7 @@ from .config import TrainConfig
 from .context import RunContext
 from .data import Stream, StreamState
 from .features import FeatureCache
+from .journal import DISK_FULL
 from .ledger import BadSample, Ledger, by_index
 from .loader import Collator
 from .loop import Loop, identity
@@ -97,7 +98,15 @@ def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Sto
     if any(dist.gather(moved)):
         raise GhostVisError("a frozen tensor changed during training; nothing is exported", hint="this is a defect")
     if dist.is_main:
-        _export(context, config, start, rows, loop, shares)
+        try:
+            _export(context, config, start, rows, loop, shares)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise UnavailableError(
+                f"the run is trained, but its model or report cannot be written to {context.run_dir}: {error.strerror}",
+                hint="free some space; --resume then writes them without training again",
+            ) from error
     dist.barrier()
     return context.run_dir / "model"
 
@@ -199,6 +208,7 @@ def _prepare(
         best=state.get("best"),
         skipped_steps=state.get("skipped_steps", 0),
         skipped_in_a_row=state.get("skipped_in_a_row", 0),
+        rollbacks=state.get("rollbacks", []),
     )
 
 
@@ -290,14 +300,16 @@ def _feature_cache(context: RunContext, config: TrainConfig, start: Start) -> Fe
 
 
 def _trackers(context: RunContext) -> list[Any]:
-    """``metrics.jsonl`` always; the chosen tracker as well when it is another one."""
+    """``metrics.jsonl`` always, and the chosen ones that are others."""
     if not context.dist.is_main:
         return []
     chosen = context.table("tracker", "jsonl")
-    trackers: list[Any] = [JsonlTracker(context.run_dir)]
-    if chosen["name"] != "jsonl":
-        trackers.append(context.build("tracker", chosen, run_dir=context.run_dir))
-    return trackers
+    tables = [chosen, *({**options, "name": name} for name, options in chosen.get("also", {}).items())]
+    others = [table for table in tables if table["name"] != "jsonl"]
+    return [
+        JsonlTracker(context.run_dir),
+        *(context.build("tracker", table, run_dir=context.run_dir) for table in others),
+    ]
 
 
 def _finish(trackers: Sequence[Any]) -> None:

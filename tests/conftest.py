@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; its library reads this once, when it is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker and for what it starts
 
 if TYPE_CHECKING:
     from components.tokenizers import Tokenizer

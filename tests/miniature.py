@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class Options(BaseModel):
     broken: int = 0  # samples whose picture is not one
     mute: int = 0  # samples without an answer
     long: int = 0  # words of the longest text
+    poison: list[int] = []  # training samples whose picture is magenta
 
 
 class KillerOptions(BaseModel):
@@ -59,6 +61,7 @@ class EncoderOptions(BaseModel):
     width: int = 8
     dropout: float = 0.0
     layers: int = 0
+    brittle: bool = False  # makes infinities of a magenta picture
 
 
 class TinyEncoder(nn.Module):
@@ -71,6 +74,7 @@ class TinyEncoder(nn.Module):
         self.norm = nn.BatchNorm1d(config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers))
+        self.brittle = config.brittle
 
     def transform(self) -> Mapping[str, Any]:
         return {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "fit": "pad"}
@@ -86,6 +90,9 @@ class TinyEncoder(nn.Module):
         x = self.dropout(self.norm(self.patches(pixels).flatten(2))).transpose(1, 2)
         for layer in self.layers:
             x = x + layer(x).relu()
+        if self.brittle:
+            magenta = (pixels == pixels.new_tensor([1.0, -1.0, 1.0])[:, None, None]).flatten(1).all(1)
+            x = torch.where(magenta[:, None, None], torch.inf, x)
         return x
 
 
@@ -109,6 +116,8 @@ def build_colours(config: Options, *, split: Split) -> SampleList:
         picture = square(value, (number + shift) % 29)
         if number < config.broken and split == "train":
             picture = Image(data=b"not a picture")
+        if number in config.poison and split == "train":
+            picture = square((255, 0, 255))
         turns = (user(picture, "What colour is it?"), assistant(name))
         mute = config.broken <= number < config.broken + config.mute
         samples.append(Conversation(turns[:1] if mute else turns, id=f"colours/{split}/{number}"))

@@ -8,13 +8,16 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from published_files import chartqa_official, vqav2_official
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "COLUMNS": "120"}
 GHOSTVIS = [sys.executable, "-m", "ghostvis_cli"]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 
@@ -28,11 +31,29 @@ NOT_RUN = {"make speedrun", "make test", "pip install"}  # .ci/run and test_plug
 
 def ghostvis(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in ``folder``; the installed one, whatever the folder holds."""
-    env = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "COLUMNS": "120", **environment}
+    env = {**ENVIRONMENT, **environment}
     done = subprocess.run([*GHOSTVIS, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == code, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return checked(done, code)
+
+
+def checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
+    assert done.returncode == code, f"{done.args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """The same for commands by the dozen: each a process, forked from one that has imported what they import."""
+    if not hasattr(os, "fork"):
+        yield ghostvis
+        return
+    with Warm(ENVIRONMENT) as server:
+
+        def run(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+            return checked(server.run(arguments, folder, {**ENVIRONMENT, **environment}), code)
+
+        yield run
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +82,17 @@ def test_the_speedrun_leaves_a_report_scores_and_a_model(home: Path) -> None:
         "scenes": 40,
     }
     assert (home / "runs/latest").resolve() == (home / "runs/tiny-4-sft/model").resolve()
-    for path in re.findall(r"\]\((samples/[^)]+)\)", report):
+    shown = re.findall(r"\]\(((?:samples|curves)/[^)]+)\)", report)
+    assert [path for path in shown if path.startswith("curves/")] == [
+        f"curves/tiny-{stage}.png" for stage in ("2-pretrain", "3-align", "4-sft")
+    ]
+    for path in shown:
         assert (home / "runs/tiny" / path).is_file(), path
+    for stage in ("2-pretrain", "3-align", "4-sft"):
+        last = json.loads((home / f"runs/tiny-{stage}/metrics.jsonl").read_text().splitlines()[-1])
+        (row,) = [line for line in report.splitlines() if line.startswith(f"| tiny-{stage} ")]
+        assert f"| {last['step']} |" in row
+        assert f"last {last['val_loss']:.3f} |" in row
 
 
 def test_nothing_written_names_this_machine(home: Path) -> None:
@@ -72,8 +102,8 @@ def test_nothing_written_names_this_machine(home: Path) -> None:
             assert private not in text, f"{private} in {file}"
 
 
-def test_a_finished_speedrun_is_not_run_again(home: Path) -> None:
-    said = ghostvis(home, "speedrun", "--preset", "tiny", "--eval-limit", "40").stderr
+def test_a_finished_speedrun_is_not_run_again(home: Path, warm: Callable[..., Any]) -> None:
+    said = warm(home, "speedrun", "--preset", "tiny", "--eval-limit", "40").stderr
     assert said.count("is complete") == 4
 
 
@@ -88,11 +118,12 @@ def test_a_model_directory_is_all_that_chat_needs(home: Path, tmp_path: Path) ->
     assert said["finish_reason"] in ("stop", "length")
 
 
-def test_two_processes_give_the_losses_of_one(home: Path) -> None:
+def test_two_processes_give_the_losses_of_one(home: Path, warm: Callable[..., Any]) -> None:
     def losses(name: str, nproc: str) -> list[float]:
         shorter = ["--set", "stage.steps=3", "--set", "stage.eval_samples=0"]
         start = ["--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model", "--name", name]
-        ghostvis(home, "train", *start, "--nproc", nproc, *shorter)
+        command = warm if nproc == "1" else ghostvis
+        command(home, "train", *start, "--nproc", nproc, *shorter)
         rows = (home / "runs" / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(row)["loss"] for row in rows]
 
@@ -125,19 +156,21 @@ def test_the_example_packages_are_small_and_import_only_the_contract(package: st
     assert not imported & {"components", "stages", "ghostvis_cli"}
 
 
-def test_third_party_packages_train_and_answer_by_name(home: Path, installed: dict[str, str]) -> None:
+def test_third_party_packages_train_and_answer_by_name(
+    home: Path, warm: Callable[..., Any], installed: dict[str, str]
+) -> None:
     ours = installed
-    listed = json.loads(ghostvis(home, "components", "list", "--json", **ours).stdout)["components"]
+    listed = json.loads(warm(home, "components", "list", "--json", **ours).stdout)["components"]
     assert {"patchmean", "swatches"} <= {component["name"] for component in listed}
     arguments = ["--stage", "align", "--encoder", "patchmean", "--resampler", "avgpool", "--dataset", "swatches"]
     shorter = ["--set", "stage.steps=3", "--set", "stage.eval_samples=8"]
-    ghostvis(home, "train", *arguments, "--from", "runs/tiny-2-pretrain/model", "--name", "theirs", *shorter, **ours)
+    warm(home, "train", *arguments, "--from", "runs/tiny-2-pretrain/model", "--name", "theirs", *shorter, **ours)
     picture = str(ROOT / "tests/data/scene.png")
     question = ["--image", picture, "--prompt", "Which colour is on the left?"]
-    said = json.loads(ghostvis(home, "chat", "--model", "theirs", *question, "--json", **ours).stdout)
+    said = json.loads(warm(home, "chat", "--model", "theirs", *question, "--json", **ours).stdout)
     assert said["model"].endswith("theirs/model")
 
-    missing = ghostvis(home, "chat", "--model", "theirs", *question, code=4).stderr
+    missing = warm(home, "chat", "--model", "theirs", *question, code=4).stderr
     assert "patchmean" in missing
 
 
@@ -170,22 +203,24 @@ def test_third_party_packages_train_and_answer_by_name(home: Path, installed: di
         ),
     ],
 )
-def test_mistakes_are_said_in_plain_words(home: Path, arguments: list[str], code: int, words: list[str]) -> None:
+def test_mistakes_are_said_in_plain_words(
+    home: Path, warm: Callable[..., Any], arguments: list[str], code: int, words: list[str]
+) -> None:
     (home / "text.jpg").write_text("no picture at all")
-    said = ghostvis(home, *arguments, code=code).stderr
+    said = warm(home, *arguments, code=code).stderr
     for word in words:
         assert word in said
 
 
-def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path) -> None:
+def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path, warm: Callable[..., Any]) -> None:
     start = ["train", "--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model"]
-    assert "--resume" in ghostvis(home, *start, "--name", "tiny-2-pretrain", code=3).stderr
-    assert "--name" in ghostvis(home, *start, "--resume", code=3).stderr
-    changed = ghostvis(home, *start, "--name", "tiny-2-pretrain", "--resume", "--seed", "7", code=3).stderr
+    assert "--resume" in warm(home, *start, "--name", "tiny-2-pretrain", code=3).stderr
+    assert "--name" in warm(home, *start, "--resume", code=3).stderr
+    changed = warm(home, *start, "--name", "tiny-2-pretrain", "--resume", "--seed", "7", code=3).stderr
     assert "seed: 0 → 7" in changed
     failing = ["--set", "backbone.max_positions=8", "--set", "dataset.chitchat.form=conversations"]
-    ghostvis(home, *start, "--name", "again", *failing, code=3)
-    ghostvis(home, *start, "--name", "again", "--set", "stage.steps=2", "--set", "stage.eval_samples=0")
+    warm(home, *start, "--name", "again", *failing, code=3)
+    warm(home, *start, "--name", "again", "--set", "stage.steps=2", "--set", "stage.eval_samples=0")
 
 
 def test_without_a_model_chat_says_how_to_get_one(tmp_path: Path) -> None:
@@ -221,7 +256,9 @@ def make_data_of_a_reader(home: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "file"), documented_commands())
-def test_every_documented_command_runs(home: Path, installed: dict[str, str], command: str, file: str) -> None:
+def test_every_documented_command_runs(
+    home: Path, warm: Callable[..., Any], installed: dict[str, str], command: str, file: str
+) -> None:
     if any(command.startswith(prefix) for prefix in NOT_RUN):
         return
     words = [word.replace("runs/cpu", "runs/tiny") for word in shlex.split(command)[1:]]
@@ -236,4 +273,4 @@ def test_every_documented_command_runs(home: Path, installed: dict[str, str], co
         (home / "examples").symlink_to(ROOT / "examples")
         make_data_of_a_reader(home)
     words = [word.replace("=/data/", f"={home}/data/") for word in words]
-    ghostvis(home, *words, **(installed if file.startswith("examples/") else {}))
+    warm(home, *words, **(installed if file.startswith("examples/") else {}))

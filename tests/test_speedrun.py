@@ -20,8 +20,8 @@ STAGES = ["tokenizer", "pretrain", "mid", "align", "sft"]
 
 
 def test_a_presets_name_says_what_it_is_for() -> None:
-    assert [cards_of(name) for name in ("cpu", "smol", "1xh100", "8xh100")] == [0, 0, 1, 8]
-    assert {"cpu", "tiny", "smol", "1xh100", "8xh100"} <= set(presets())
+    assert [cards_of(name) for name in ("cpu", "gpu", "smol", "1xh100", "8xh100")] == [0, 0, 0, 1, 8]
+    assert {"cpu", "gpu", "tiny", "smol", "1xh100", "8xh100"} <= set(presets())
 
 
 @pytest.mark.parametrize(("preset", "depth", "cards"), [("1xh100", 12, 1), ("8xh100", 20, 8)])
@@ -44,7 +44,7 @@ def test_the_large_presets_fit_together_without_their_data(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("preset", ["tiny", "smol"])
+@pytest.mark.parametrize("preset", ["tiny", "gpu", "smol"])
 def test_the_small_presets_are_rehearsed_as_well(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = rehearse(presets()[preset], 0)

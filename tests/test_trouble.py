@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import math
 import subprocess
@@ -96,20 +97,23 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def hog(disk: Path, *, first: int, last: int, leave: int) -> ComponentSpec:
-    """A tracker that fills ``disk`` but for ``leave`` bytes at step ``first``, and frees it after step ``last``."""
+def hog(disk: Path, *, first: int, last: int = 0, at_the_end: bool = False) -> ComponentSpec:
+    """A tracker that fills ``disk`` at step ``first``, or when all steps are done, and frees it after step ``last``."""
 
     class Hog:
         def log(self, step: int, metrics: Mapping[str, Any]) -> None:
             if step == first:
-                (disk / "reserve").write_bytes(bytes(leave))
-                with pytest.raises(OSError, match="No space"):
-                    fill(disk / "ballast")
-                (disk / "reserve").unlink()
+                self.fill()
             if step == last:
                 (disk / "ballast").unlink()
 
-        def finish(self) -> None: ...
+        def fill(self) -> None:
+            with pytest.raises(OSError, match="No space"):
+                fill(disk / "ballast")
+
+        def finish(self) -> None:
+            if at_the_end:
+                self.fill()
 
     return tracker("hog", config=NoOptions, build=lambda config, *, run_dir: Hog())
 
@@ -127,6 +131,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        gc.collect()  # what was read from a checkpoint there is mapped, and in cycles
         subprocess.run(["umount", folder], check=True)
 
 
@@ -138,7 +143,7 @@ def test_a_full_disk_costs_old_checkpoints_first(
     start: Path, tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = given_often(start, stage__keep_checkpoints=99, stage__keep_every=2)
-    run(given, registry(hog(disk, first=6, last=9, leave=0)), disk / "a")
+    run(given, registry(hog(disk, first=6, last=9)), disk / "a")
     said = capsys.readouterr().err
     assert "is full: removed checkpoints 1, 3" in said  # 2 and 4 are to be kept, 5 is the newest
     assert "NO CHECKPOINT of step" not in said.split("removed checkpoints 1, 3")[0]
@@ -154,7 +159,7 @@ def test_training_goes_on_while_a_disk_is_full(
     start: Path, tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = given_often(start, stage__keep_checkpoints=1)
-    run(given, registry(hog(disk, first=5, last=9, leave=0)), disk / "a")
+    run(given, registry(hog(disk, first=5, last=9)), disk / "a")
     said = capsys.readouterr().err
     assert all(f"NO CHECKPOINT of step {step}:" in said for step in (5, 6, 7, 8))
     assert "NO CHECKPOINT of step 9:" not in said
@@ -165,11 +170,51 @@ def test_training_goes_on_while_a_disk_is_full(
 def test_the_last_checkpoint_is_not_given_up(start: Path, disk: Path) -> None:
     given = given_often(start, stage__keep_checkpoints=1)
     with pytest.raises(UnavailableError, match="No space left"):
-        run(given, registry(hog(disk, first=5, last=99, leave=0)), disk / "a")
+        run(given, registry(hog(disk, first=5, last=99)), disk / "a")
     found = checkpoint.latest(disk / "a" / "checkpoints", pytest.fail)
     assert found is not None
     assert found.step == 4
     assert not list((disk / "a" / "checkpoints").glob(".partial*"))
+
+
+def test_what_is_written_down_waits_for_room(
+    start: Path, tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unusable samples and bad steps are met while the disk is full; all are in the files at the end, whole."""
+    given = values(
+        start,
+        encoder__brittle=True,
+        stage__train=EVERYTHING,
+        stage__eval_samples=0,
+        stage__features="none",
+        stage__max_bad_fraction=1.0,
+        stage__checkpoint_every=20,
+        dataset__colours={"size": 100, "broken": 30, "mute": 30, "poison": [80, 90], "weight": 2.0},
+    )
+    run(given, registry(), tmp_path / "whole")
+    run({**given, "tracker": {"name": "hog"}}, registry(hog(disk, first=1, last=11)), disk / "a")
+    said = capsys.readouterr().err
+    for name in ("bad_samples.jsonl", "incidents.jsonl"):
+        found = (disk / "a" / name).read_text()
+        assert found == (tmp_path / "whole" / name).read_text()
+        assert {json.loads(line)["step"] for line in found.splitlines()} & set(range(2, 12))
+        assert said.count(f"{disk / 'a' / name} cannot be written now") == 1
+
+
+def test_a_model_that_does_not_fit_is_exported_by_resume(start: Path, tmp_path: Path, disk: Path) -> None:
+    given = values(start, stage__eval_samples=0, tracker={"name": "hog"})
+    with pytest.raises(UnavailableError, match=r"is trained, but its model .* cannot be written .*No space") as caught:
+        run(given, registry(hog(disk, first=0, at_the_end=True)), disk / "a")
+    assert "--resume" in str(caught.value.hint)
+    assert not (disk / "a" / "model").exists()
+    assert not list((disk / "a").glob(".model*"))
+    (disk / "ballast").unlink()
+    plain = {**given, "tracker": {"name": "jsonl"}}
+    run(plain, registry(), disk / "a", resume=True)
+    run(plain, registry(), tmp_path / "whole")
+    assert rows(disk / "a") == rows(tmp_path / "whole")
+    files = [folder / "model/model.safetensors" for folder in (disk / "a", tmp_path / "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_the_systems_error_is_not_hidden(disk: Path) -> None:
