@@ -41,6 +41,7 @@ from stages.optim import apply_table, clip_gradients
 from stages.start import open_start
 from stages.stopping import Stopping
 from stages.train import _prepare
+from stages.watchdog import Watchdog
 from stages.workers import Workers
 
 WORDS = "the a red green dog house runs under tree because of what small light never seen with people and blue"
@@ -72,6 +73,7 @@ class Step:
     kept: list[Batch]
     bad: list[Any] = field(default_factory=list)
     left: int = 0
+    most: int = 0
 
     def batches(self) -> Iterator[Batch]:
         yield from self.kept
@@ -180,7 +182,7 @@ def run_loop(loop: Loop, steps: list[Step]) -> tuple[float, float]:
     loop.trackers = [*loop.trackers[:1], Last()]
     began = time.perf_counter()
     with contextlib.suppress(BlockEnd):
-        loop._run(Ready(steps))  # type: ignore[arg-type]
+        loop._run(Ready(steps), Watchdog(0, loop.context.run_dir, 0))  # type: ignore[arg-type]
     return time.perf_counter() - began, rows[-1]
 
 
