@@ -158,9 +158,11 @@ def _whole(tensors: Mapping[str, Tensor], ranks: Distributed) -> dict[str, Tenso
     """On the main rank the tensors, put together one by one in its memory where ranks have parts; nothing on others."""
     whole = {}
     for name, tensor in tensors.items():
-        full = tensor.full_tensor().cpu() if isinstance(tensor, _Parts) else tensor  # all ranks take part in it
+        if isinstance(tensor, _Parts):
+            full = tensor.full_tensor()  # all ranks take part in it
+            tensor = full.cpu() if ranks.is_main else full
         if ranks.is_main:
-            whole[name] = full
+            whole[name] = tensor
     return whole
 
 
@@ -199,7 +201,8 @@ def _read_shards(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Te
             tensors[key] = torch.empty_like(parameter, dtype=dtype) if alike else torch.empty(about.size, dtype=dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be: ranks read on their own
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        if tensors:
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 
@@ -225,7 +228,7 @@ def verify(folder: Path) -> str | None:
     if version != FORMAT_VERSION:
         return f"its format is {version}, and this version reads {FORMAT_VERSION}"
     shards = set(files) - {MODEL, STATE}
-    if len(files) == len(shards) or not all(OPTIMIZERS.fullmatch(name) for name in shards):
+    if not {MODEL, STATE} <= set(files) or not all(OPTIMIZERS.fullmatch(name) for name in shards):
         return "its manifest lists other files than a checkpoint has"
     for name, said in files.items():
         path = folder / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,14 @@ def test_muon_needs_whole_matrices_and_says_so(group: None) -> None:
     apply_table(net, config.train)
     with pytest.raises(ConfigError, match="fsdp_above = 1000 shares out tensors"):
         Sharded(net, Distributed(), config, lambda groups: build_muon(Muon(), groups=groups), "float32")
+
+
+def test_a_disk_that_fails_one_rank_is_the_systems_error(group: None, tmp_path: Path) -> None:
+    """Not the library's own, which no caller expects and the loop could not act upon."""
+    (tmp_path / "full").write_text("no folder")
+    with pytest.raises(OSError, match="full") as caught:
+        checkpoint._write_shards({"a/exp_avg": torch.ones(3)}, tmp_path / "full", Distributed())
+    assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)
 
 
 def test_it_is_for_large_models_in_several_processes() -> None:
