@@ -29,7 +29,7 @@ from components.rendering import Rendered
 from components.vlm import VLM
 from stages.config import PretrainConfig
 from stages.distributed import Distributed, autocast
-from stages.optim import apply_table
+from stages.optim import apply_table, clip_factor
 from stages.parallel import Sharded, share_model
 
 VOCABULARY = 32768
@@ -77,7 +77,7 @@ def work(rank: int, world: int, port: int, given: argparse.Namespace, name: str,
                 loss = parallel.loss(own)
             parallel.backward(loss / targets, last=number == given.micro)
         parallel.sum_gradients()
-        parallel.clip(1.0)
+        parallel.scale(clip_factor(parallel.norm().item(), 1.0))
         parallel.step()
         parallel.zero_grad()
         if ranks.device.type == "cuda":

@@ -2,8 +2,10 @@
 
     python bench/train.py [--only NAME ...] [--steps 8] [--json FILE] [--nanochat FOLDER] [--set stage.compile=false]
     python bench/train.py --tiny        # every row in small, on a CPU, to see that it runs
+    torchrun --standalone --nproc-per-node 2 bench/train.py --ours --only sft-256    # as much work on each device
 
-Ours is the runner that every stage has, with weights in float32 that compute in bfloat16, clipping and metrics; a peer
+Ours is the runner that every stage has, with clipping and metrics, on weights of bfloat16 whose other bits AdamW keeps
+(`gpt` in float32, which computes in bfloat16); a peer
 is a bare loop as its users write it. Weights and data are random. Both sides do the same samples in the same steps,
 warmed up before, and the median step counts; where memory holds both they alternate in blocks, else one follows the
 other. Each takes the largest micro-batch that fits. A row fails when a loss is not finite or a weight that should move
@@ -27,7 +29,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +155,11 @@ class Row:
 class Rows:
     """Builds the rows of the table by their names."""
 
-    def __init__(self, options: argparse.Namespace, device: torch.device, folder: Path) -> None:
-        self.options, self.device, self.folder = options, device, folder
+    def __init__(self, options: argparse.Namespace, ranks: Distributed, folder: Path) -> None:
+        self.options, self.ranks, self.device, self.folder = options, ranks, ranks.device, folder
         self.scale = TINY if options.tiny else REAL
+        grow = ("documents", "samples", "mixed", "captions", "batch")  # as much for each rank
+        self.scale = replace(self.scale, **{name: getattr(self.scale, name) * ranks.world for name in grow})
         self.dtype = "float32" if options.tiny else "bfloat16"
         self.named: dict[str, Callable[[], Row]] = {
             "qwen": self.qwen,
@@ -167,6 +171,8 @@ class Rows:
             "encoder": self.encoder,
             "gpt-12": lambda: self.gpt(12),
             "gpt-20": lambda: self.gpt(20),
+            "gpt-12-windows": lambda: self.gpt(12, "SSSL"),
+            "gpt-20-windows": lambda: self.gpt(20, "SSSL"),
         }
 
     def _ours(self, values: Mapping[str, Any], made: work.Work, vocabulary: int) -> Ours:
@@ -179,7 +185,7 @@ class Rows:
             elif kind in changed:
                 changed[kind] = {**changed[kind], name: value}
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        return Ours(changed, made, vocabulary, self.device, folder)
+        return Ours(changed, made, vocabulary, self.ranks, folder)
 
     def _own_sizes(self, size: int, least: int) -> list[int]:
         """Tokens of our micro-batch to try: what ``--set`` says, else ``size`` and less."""
@@ -283,7 +289,7 @@ class Rows:
             together=True,
         )
 
-    def gpt(self, named: int) -> Row:
+    def gpt(self, named: int, windows: str = "L") -> Row:
         scale, depth = self.scale, self.scale.depths[named]
         made = work.texts(scale.batch, scale.length, scale.vocabulary, steps=DISTINCT)
         recipe = values_of_depth(depth, scale.vocabulary)
@@ -301,14 +307,14 @@ class Rows:
             lambda: self._ours(values, made, scale.vocabulary),
             self._own_sizes(scale.device_batch * scale.length, scale.length),
             peers.nanochat_name(folder) if folder else "none: --nanochat FOLDER",
-            (lambda: peers.Nanochat(folder, depth, made, scale.vocabulary, self.device, aspect, head))
+            (lambda: peers.Nanochat(folder, depth, made, scale.vocabulary, self.device, aspect, head, windows))
             if folder
             else None,
             self._peer_sizes(scale.device_batch),
             together=named == 12,
         )
         width = aspect * depth
-        row.inspect = lambda side: {"flops_per_token": flops_per_token(side.model(), depth, width, scale.length)}
+        row.inspect = lambda side: {"flops_per_token": flops_per_token(side, width, scale.length)}
         row.finish = _equal_work
         return row
 
@@ -352,11 +358,13 @@ def halves(size: int, least: int = 1) -> list[int]:
     return sorted({max(least, -(-size // part)) for part in (1, 2, 4, 8)}, reverse=True)
 
 
-def flops_per_token(model: nn.Module | None, layers: int, width: int, length: int) -> float:
-    """6 for each weight of a linear layer, and causal attention: 6 · layers · width · length."""
+def flops_per_token(side: Side, width: int, length: int) -> float:
+    """6 for each weight of a linear layer, 12 for each channel and key that a query of a layer sees on average."""
+    model = side.model()
     assert model is not None
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    return 6.0 * weights + 6.0 * layers * width * length
+    windows = side.windows(model) if isinstance(side, peers.Nanochat) else [length] * model.backbone.n_layers
+    return 6.0 * weights + 12.0 * width * sum(window - window * window / (2 * length) for window in windows)
 
 
 def _equal_work(result: dict[str, Any]) -> None:
@@ -417,7 +425,7 @@ class Run:
 def measure(name: str, row: Row, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """The row's result; with ``failed`` where a side did not get through, and then with what the other one did."""
     result: dict[str, Any] = {"name": name, "work": row.work, "peer_name": row.peer_name, "unit": row.unit, "notes": []}
-    sides = {"peer": (row.peer, row.peer_sizes), "ours": (row.ours, row.our_sizes)}
+    sides = {"peer": (None if options.ours else row.peer, row.peer_sizes), "ours": (row.ours, row.our_sizes)}
     present = {side: (build, sizes) for side, (build, sizes) in sides.items() if build is not None}
     failures: list[str] = []
 
@@ -530,13 +538,17 @@ def main() -> int:
     parser.add_argument(
         "--peer-micro", type=int, metavar="N", help="samples of the peer's micro-batch; default: what fits"
     )
+    parser.add_argument("--ours", action="store_true", help="our side alone")
     parser.add_argument("--tiny", action="store_true", help="small shapes in float32 on the CPU, nothing compiled")
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.is_available():
         parser.error("this needs a CUDA device; --tiny runs on a CPU")
     if options.tiny:
         torch.compiler.set_stance("force_eager")
-    device = Distributed.start("cpu" if options.tiny else "cuda").device
+    ranks = Distributed.start("cpu" if options.tiny else "cuda")
+    if ranks.world > 1 and not options.ours:
+        parser.error("a peer runs in one process: several need --ours")
+    device = ranks.device
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "python": platform.python_version(),
@@ -544,7 +556,7 @@ def main() -> int:
     }
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = Rows(options, device, Path(folder))
+        rows = Rows(options, ranks, Path(folder))
         names = options.only or list(rows.named)
         if unknown := [name for name in names if name not in rows.named]:
             parser.error(f"no row is called {', '.join(unknown)}; there are {', '.join(rows.named)}")
@@ -555,10 +567,12 @@ def main() -> int:
                 results.append({"name": name, "failed": reason(error)})
             say(table(results[-1:]).splitlines()[-1])
             measuring.free(compiled=True)
-            if options.json:
+            if options.json and ranks.is_main:
                 options.json.write_text(json.dumps({"machine": machine, "rows": results}, indent=1, allow_nan=False))
-    print(", ".join(f"{key} {value}" for key, value in machine.items()) + "\n")
-    print(table(results))
+    if ranks.is_main:
+        print(", ".join(f"{key} {value}" for key, value in machine.items()) + f", {ranks.world} processes\n")
+        print(table(results))
+    ranks.stop()
     return 1 if any("failed" in result for result in results) else 0
 
 

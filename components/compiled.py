@@ -1,4 +1,4 @@
-"""Fused kernels for training, by torch.compile; and the floating-point type that they compute in.
+"""How training computes: fused kernels by torch.compile, the floating-point type they compute in, what is kept.
 
 Whole models are not compiled: the shapes of attention change with every pack, and each change would compile anew. A
 module names its methods that are worth it in a class attribute, ``compiles = ("before", "after")``: functions of
@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 
@@ -30,6 +31,13 @@ def compiled(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
     finally:
         for cls, name, original in originals:
             setattr(cls, name, original)
+
+
+def through(layer: nn.Module, *arguments: Any, again: bool) -> Any:
+    """``layer(*arguments)``; with ``again`` only the arguments are kept, and the backward pass computes it anew."""
+    if again and torch.is_grad_enabled():
+        return torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+    return layer(*arguments)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

@@ -176,6 +176,10 @@ def _prepare(
         context.values.get("dtype", "auto"),
     )
     check_types(model, parallel.optimizer, chosen["name"])
+    if config.activation_checkpointing:
+        if not hasattr(model.backbone, "activation_checkpointing"):
+            raise ConfigError("stage.activation_checkpointing: this backbone does not have it", hint="leave it out")
+        model.backbone.activation_checkpointing = True
     if resumed:
         resumed.load_optimizer(parallel.optimizer, parallel.names)
     done = resumed.step if resumed else 0

@@ -62,6 +62,25 @@ def test_compiled_layers_give_the_same_loss_and_gradients(name: str) -> None:
     assert after == methods
 
 
+@pytest.mark.parametrize("name", ["gpt", "decoder"])
+def test_layers_that_are_computed_again_learn_the_same_from_less(name: str) -> None:
+    model, lengths = backbone(name), [40, 50]
+    found, kept = [], []
+    for again in (False, True):
+        model.activation_checkpointing = again
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found.append(gradients(model, lengths))
+        kept.append(sum(sizes.values()))
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+    assert kept[1] < kept[0] / 2
+
+
 def test_nothing_is_compiled_when_it_is_off() -> None:
     model = backbone("gpt")
     before = type(model.blocks[0]).before

@@ -130,9 +130,9 @@ class Ours:
     """A run of ``values`` over ``work``. ``vocab_size`` as a tokenizer's would be."""
 
     def __init__(
-        self, values: Mapping[str, Any], work: Work, vocab_size: int, device: torch.device, folder: Path
+        self, values: Mapping[str, Any], work: Work, vocab_size: int, ranks: Distributed, folder: Path
     ) -> None:
-        self.work, self.losses = work, []
+        self.work, self.losses, device = work, [], ranks.device
         values = copy.deepcopy(dict(values))
         stage = values["stage"] = {**STAGE, **values["stage"], "batch_tokens": max(1, round(work.tokens()))}
         longest = max(16, *work.lengths())
@@ -146,7 +146,7 @@ class Ours:
         torch.manual_seed(0)
         with torch.device(device):
             model = build_model(chosen, registry, vocab_size)
-        self.context = RunContext(values, registry, folder, Distributed(device=device))
+        self.context = RunContext(values, registry, folder, ranks)
         start = Start(model, Tokenizer.train(["unread"], 300), components_of(model, chosen, registry))
         apply_table(model, config.train)
         model.to(device)

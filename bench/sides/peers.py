@@ -234,11 +234,20 @@ class Timm:
 class Nanochat:
     """nanochat's own model, optimizer and step (``scripts/base_train.py``), from a folder that holds its package.
 
-    Compiled as it does it. Attention sees the whole context unless FlashAttention 3 is there, as its script advises.
+    Compiled as it does it. ``windows`` is its pattern of short and long contexts: "SSSL" is its default, and "L", the
+    whole context in every layer, what its script advises where FlashAttention 3 is missing.
     """
 
     def __init__(
-        self, folder: Path, depth: int, work: Work, vocabulary: int, device: torch.device, aspect: int, head: int
+        self,
+        folder: Path,
+        depth: int,
+        work: Work,
+        vocabulary: int,
+        device: torch.device,
+        aspect: int,
+        head: int,
+        windows: str,
     ):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
@@ -253,7 +262,7 @@ class Nanochat:
             n_head=width // head,
             n_kv_head=width // head,
             n_embd=width,
-            window_pattern="SSSL" if self.fa3 else "L",
+            window_pattern=windows,
         )
         with torch.device("meta"):
             self.net = gpt.GPT(config)
@@ -305,8 +314,13 @@ class Nanochat:
         drop(self.net, self.optimizer)
 
     def facts(self) -> Mapping[str, Any]:
-        window = "its windows" if self.fa3 else "whole context"
-        return {"micro_samples": self.micro, "attention": f"{'FlashAttention 3' if self.fa3 else 'SDPA'}, {window}"}
+        kernel = "FlashAttention 3" if self.fa3 else "SDPA"
+        return {"micro_samples": self.micro, "attention": f"{kernel}, windows {self.net.config.window_pattern}"}
+
+    def windows(self, model: Any) -> list[int]:
+        """Keys that a query of each layer sees at most."""
+        length = model.config.sequence_len
+        return [length if left < 0 else min(left, length) for left, _ in model.window_sizes]
 
 
 def nanochat_name(folder: Path) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from components import packages
 from components.attention import Attend, KVCache, attends, check_length
-from components.compiled import autocast_dtype
+from components.compiled import autocast_dtype, through
 from components.cross_entropy import linear_cross_entropy
 from components.pretrained import sources
 from components.pretrained.gguf import open_gguf
@@ -111,6 +111,8 @@ class Layer(nn.Module):
 
 class Decoder(nn.Module):
     """The ``decoder`` backbone (:class:`ghostvis_plugins.protocols.Backbone`)."""
+
+    activation_checkpointing = False
 
     def __init__(self, config: Config, arch: Architecture, vocab_size: int) -> None:
         super().__init__()
@@ -208,7 +210,10 @@ class Decoder(nn.Module):
         x = x.to(autocast_dtype(x))
         turns = half_turns(positions, self.arch, x.dtype)
         for number, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
-            x = self.layers[number](x, turns, attend, rows if number == self.n_layers - 1 else None)
+            last = number == self.n_layers - 1
+            x = through(
+                self.layers[number], x, turns, attend, rows if last else None, again=self.activation_checkpointing
+            )
         if cache is not None:
             cache.lengths = cache.lengths + cu_seqlens.diff()
         return self.norm(x)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from components.attention import Attend, KVCache, attends, check_length
-from components.compiled import autocast_dtype
+from components.compiled import autocast_dtype, through
 from components.cross_entropy import linear_cross_entropy
 from ghostvis_plugins import ConfigError
 
@@ -79,6 +79,8 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """The ``gpt`` backbone (:class:`ghostvis_plugins.protocols.Backbone`)."""
+
+    activation_checkpointing = False
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__()
@@ -139,7 +141,10 @@ class GPT(nn.Module):
         turns = rotation(positions, self.config.head_dim, self.config.rope_base)
         x = rms_norm(x.to(autocast_dtype(x)))
         for layer, attend in enumerate(attends(cu_seqlens, cache, x.device, self.n_layers)):
-            x = self.blocks[layer](x, turns, attend, rows if layer == self.n_layers - 1 else None)
+            last = layer == self.n_layers - 1
+            x = through(
+                self.blocks[layer], x, turns, attend, rows if last else None, again=self.activation_checkpointing
+            )
         if cache is not None:
             cache.lengths = cache.lengths + cu_seqlens.diff()
         return rms_norm(x)
