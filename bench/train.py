@@ -205,7 +205,7 @@ class Rows:
             made.tokens(),
             "tokens/s",
             lambda: self._ours(values, made, scale.vocabulary),
-            self._own_sizes(round(made.tokens()), scale.length),
+            self._own_sizes(round(made.tokens() / self.ranks.world), scale.length),
             peers.transformers_name(self.device),
             lambda: peers.Transformers(scale.arch, made, self.device),
             self._peer_sizes(scale.documents),
@@ -259,7 +259,7 @@ class Rows:
             made.samples(),
             "samples/s",
             lambda: self._ours(values, made, scale.vocabulary),
-            self._own_sizes(min(largest, round(made.tokens())), max(made.lengths())),
+            self._own_sizes(min(largest, round(made.tokens() / self.ranks.world)), max(made.lengths())),
             f"LLaVA of {peers.transformers_name(self.device)}",
             lambda: peers.Transformers(scale.arch, made, self.device, scale.vision, frozen=frozen),
             self._peer_sizes(batch),
@@ -459,7 +459,10 @@ def measure(name: str, row: Row, options: argparse.Namespace, device: torch.devi
         result["our_figure"] / result["peer_figure"]
     )  # fmt: skip
     highest, flops = peak_flops(device), result.get("ours", {}).get("flops")
-    result["mfu"] = None if highest is None or flops is None else flops * result["our_figure"] / row.amount / highest
+    if highest is None or flops is None:
+        result["mfu"] = None
+    else:
+        result["mfu"] = flops * result["our_figure"] / row.amount / (highest * options.world)
     if "ours" in result:
         attempt("afterwards", lambda: row.finish(result))
         result["ours"].pop("products", None)
@@ -548,7 +551,7 @@ def main() -> int:
     ranks = Distributed.start("cpu" if options.tiny else "cuda")
     if ranks.world > 1 and not options.ours:
         parser.error("a peer runs in one process: several need --ours")
-    device = ranks.device
+    device, options.world = ranks.device, ranks.world
     machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
         "python": platform.python_version(),
