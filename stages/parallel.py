@@ -101,7 +101,10 @@ class Alone:
                 parameter.grad = torch.zeros_like(parameter)
 
     def scale(self, factor: float) -> None:
-        """Multiply the gradients."""
+        """Multiply the gradients of the coming step: an optimizer with ``scale_gradients`` does so while it steps."""
+        if hasattr(self.optimizer, "scale_gradients"):
+            self.optimizer.scale_gradients(factor)
+            return
         by_type: dict[torch.dtype, list[Tensor]] = {}
         for parameter in self.parameters:
             assert parameter.grad is not None
@@ -258,6 +261,11 @@ class Sharded(Alone):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         super().__init__(model, ranks, config, build)
+        if any(p.dtype == torch.bfloat16 for p in self.parameters):
+            raise ConfigError(
+                f"stage.fsdp_above = {config.fsdp_above:g} shares out float32 weights only, and some are bfloat16",
+                hint='set backbone.dtype = "float32": what is computed in is another setting, dtype',
+            )
         if getattr(self.optimizer, "whole_tensors", False):
             raise ConfigError(
                 f"stage.fsdp_above = {config.fsdp_above:g} shares out tensors, and this optimizer needs them whole",

@@ -60,6 +60,22 @@ def test_it_is_adamw_in_float32() -> None:
     assert torch.allclose(half.float(), full, atol=0, rtol=2**-8)  # what the model computes with is that, rounded
 
 
+def test_scaled_gradients_are_those_of_one_step() -> None:
+    """Clipping by the optimizer is clipping before it, for weights of both types."""
+    for dtype in (torch.bfloat16, torch.float32):
+        parameters = [torch.nn.Parameter(torch.ones(40, 7, dtype=dtype)) for _ in range(2)]
+        optimizers = [build(Config(), groups=group(parameter)) for parameter in parameters]
+        for step, gradient in enumerate(gradients(range(4))):
+            factor = 0.25 if step % 2 else 1.0
+            parameters[0].grad = gradient.to(dtype)
+            parameters[1].grad = gradient.to(dtype) * factor
+            if factor != 1:
+                optimizers[0].scale_gradients(factor)
+            for optimizer in optimizers:
+                optimizer.step()
+        assert torch.equal(*parameters)
+
+
 def test_steps_too_small_for_bfloat16_add_up() -> None:
     """A thousand steps of 1e-6 move a weight of 1 by 0.001, where bfloat16 itself would not move at all."""
     weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))

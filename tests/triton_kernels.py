@@ -25,7 +25,7 @@ def check_adamw() -> None:
     ]
     before = [adamw.join(high, low) for high, low in zip(*columns[:2], strict=True)]
     expected, found = ([[tensor.clone() for tensor in column] for column in columns] for _ in range(2))
-    scalars = (0.1, 0.05, 1e-3, 0.9, 1e-8, 0.999)
+    scalars = (0.1, 0.05, 1e-3, 0.9, 1e-8, 0.999, 0.5)
     table = adamw_kernel.Table(found)
     for _ in range(2):
         gradients = [torch.randn(size).bfloat16() for size in sizes]

@@ -38,7 +38,17 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
         super().__init__(groups, **options)
+        self._factor = 1.0
         self._tables: dict[tuple[int, ...], Any] = {}
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply the gradients of the coming step: float32 ones now, bfloat16 ones when they are read anyway."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        full = [p.grad for p in parameters if p.grad is not None and p.dtype != torch.bfloat16]
+        if full:
+            torch._foreach_mul_(full, factor)
+        self._factor *= factor
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no line search, so no closure
@@ -53,6 +63,7 @@ class AdamW(torch.optim.AdamW):
         for group, parameters in halves:
             if parameters:
                 self._step_halves(parameters, group)
+        self._factor = 1.0
 
     def _step_halves(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         states = [self.state[parameter] for parameter in parameters]
@@ -68,7 +79,7 @@ class AdamW(torch.optim.AdamW):
             members = [(p, state) for p, state in zip(parameters, states, strict=True) if state["step"] == step]
             correction1, correction2 = 1 - beta1**step, 1 - beta2**step
             scalars = (1 - beta1, 1 - beta2, lr / correction1, correction2**0.5, group["eps"])
-            self._update(members, *scalars, 1 - lr * group["weight_decay"])
+            self._update(members, *scalars, 1 - lr * group["weight_decay"], self._factor)
 
     def _update(self, members: list[tuple[nn.Parameter, dict[str, Any]]], *scalars: float) -> None:
         """:func:`update_` of all, on a GPU in one kernel."""
@@ -125,13 +136,14 @@ def update_(
     root_correction: float,
     eps: float,
     keep: float,
+    factor: float,
 ) -> None:
     """One step of Adam on weights in two halves, in place.
 
     ``rate1`` and ``rate2`` are 1 - beta, ``step_size`` is the learning rate over the first moment's bias correction,
-    ``root_correction`` the root of the second's, ``keep`` what decay leaves.
+    ``root_correction`` the root of the second's, ``keep`` what decay leaves, ``factor`` that of the gradient.
     """
-    weight, wide = join(high, low), gradient.float()
+    weight, wide = join(high, low), gradient.float() * factor
     exp_avg.lerp_(wide, rate1)
     exp_avg_sq.lerp_(wide.square(), rate2)
     weight.mul_(keep).addcdiv_(exp_avg, exp_avg_sq.sqrt().div_(root_correction).add_(eps), value=-step_size)

@@ -67,6 +67,7 @@ def _update(  # type: ignore[no-untyped-def]
     root_correction,
     eps,
     keep,
+    factor,
     aligned: tl.constexpr,
     block: tl.constexpr,
 ):
@@ -82,7 +83,7 @@ def _update(  # type: ignore[no-untyped-def]
 
     high, low = tl.load(high_at, mask=inside).to(tl.int32), tl.load(low_at, mask=inside).to(tl.int32)
     weight = ((high << 16) + low).to(tl.float32, bitcast=True)
-    gradient = tl.load(gradient_at, mask=inside).to(tl.float32)
+    gradient = tl.load(gradient_at, mask=inside).to(tl.float32) * factor
     exp_avg, exp_avg_sq = tl.load(exp_avg_at, mask=inside), tl.load(exp_avg_sq_at, mask=inside)
     exp_avg += (gradient - exp_avg) * rate1
     exp_avg_sq += (gradient * gradient - exp_avg_sq) * rate2

@@ -1,0 +1,105 @@
+"""What only a CUDA device runs: its attention, the Triton kernels, compiled layers; against plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.attention import PackedLayout, packed_attention
+from components.backbones import decoder
+from components.backbones.config import Architecture, Decoder
+from components.compiled import compiled
+from components.cross_entropy import linear_cross_entropy
+from components.optimizers.adamw import build, join
+from components.optimizers.config import AdamW
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def close(found: Tensor, expected: Tensor, part: float = 0.02) -> bool:
+    return bool((found.cpu().float() - expected.float()).norm() <= part * expected.float().norm())
+
+
+@pytest.mark.parametrize("lengths", [[256] * 3, [128], [5, 130, 64, 1, 200]], ids=["equal", "one", "mixed"])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_attention_of_packs(lengths: list[int], kv_heads: int) -> None:
+    """Every way (rectangle by cuDNN, documents of any length) is the CPU's, forwards and backwards."""
+    torch.manual_seed(0)
+    shapes = ((4, 64), (kv_heads, 64), (kv_heads, 64))
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    inputs = [torch.randn(sum(lengths), *shape) for shape in shapes]
+    gradient = torch.randn(sum(lengths), 4, 64)
+    results = []
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        own = [x.to(device, dtype).requires_grad_() for x in inputs]
+        out = packed_attention(*own, PackedLayout(cu_seqlens, device))
+        out.backward(gradient.to(device, dtype))
+        results.append([out.detach(), *(x.grad for x in own)])
+    for expected, found in zip(*results, strict=True):
+        assert close(found, expected)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 15.0])
+def test_the_heads_loss(softcap: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(700, 128), 0.1 * torch.randn(33_000, 128), torch.randint(33_000, (700,))
+    logits = F.linear(h := hidden.clone().requires_grad_(), w := weight.clone().requires_grad_())
+    expected = F.cross_entropy(softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="sum")
+    expected.backward()
+    own = [x.cuda().requires_grad_() for x in (hidden, weight)]
+    with torch.autocast("cuda", torch.bfloat16):
+        found = linear_cross_entropy(*own, targets.cuda(), softcap)
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=2e-3)
+    assert close(own[0].grad, h.grad)
+    assert close(own[1].grad, w.grad)
+
+
+def test_adamw_of_two_halves() -> None:
+    torch.manual_seed(0)
+    starts = [torch.randn(1000, 33).bfloat16(), torch.randn(77).bfloat16()]
+    results = []
+    for device in ("cpu", "cuda"):
+        parameters = [torch.nn.Parameter(start.to(device)) for start in starts]
+        groups = [{"params": parameters, "names": ["a", "b"], "lr": 1e-3}]
+        optimizer = build(AdamW(), groups=groups)
+        for step in range(5):
+            for parameter in parameters:
+                generator = torch.Generator().manual_seed(step + parameter.numel())
+                parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16().to(device)
+            optimizer.scale_gradients(0.5)
+            optimizer.step()
+        results.append([join(p.detach().view(torch.int16), optimizer.state[p]["low"]).cpu() for p in parameters])
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(expected, found, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_decoder_learns_as_on_the_cpu() -> None:
+    arch = Architecture(
+        model_type="qwen2", dim=256, layers=3, heads=4, kv_heads=2, head_dim=64, ffn=512, qkv_bias=True,
+        vocab_size=1000, max_positions=512, rope_theta=1e4, norm_eps=1e-6, tie=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = decoder.build(Decoder(weights="random", architecture=arch), vocab_size=1000)
+    model.init_weights()
+    lengths = [100, 37, 200]
+    ids = torch.randint(1000, (sum(lengths),))
+    rows = torch.arange(0, len(ids) - 1, 2)
+    cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+
+    def gradients(device: str) -> dict[str, Tensor]:
+        model.to(device).zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            x = model.embed(ids.to(device))
+            hidden = model(x, positions=positions.to(device), cu_seqlens=cu_seqlens, rows=rows.to(device))
+            loss = model.nll(hidden, ids[rows + 1].to(device))
+        loss.backward()
+        return {"loss": loss.detach().cpu(), **{name: p.grad.cpu() for name, p in model.named_parameters()}}
+
+    expected = gradients("cpu")
+    with compiled(model):
+        found = gradients("cuda")
+    assert all(close(found[name], value, 0.05) for name, value in expected.items())
