@@ -74,6 +74,7 @@ class Plan:
         self, *, tokens: int, images: int, targets: int, trained: Collection[str], adapters: int = 0
     ) -> int:
         """Memory of a float32 step with AdamW: weights, gradients, two moments, activations; no more of the process.
+        Of a bfloat16 weight that trains the optimizer keeps the other two bytes, and its gradient has two.
 
         So many weights of ``adapters`` train in place of the backbone's own.
         """
@@ -82,7 +83,8 @@ class Plan:
         for part in self.parts:
             own = part.kind.replace("head", "backbone") in trained
             upstream = upstream or own
-            total += part.weight_bytes if not own or (adapters and part.kind == "backbone") else 16 * part.parameters
+            stays = not own or (adapters and part.kind == "backbone")
+            total += part.weight_bytes + (0 if stays else 12 * part.parameters)
             total += part.activation_bytes * units[part.unit] * upstream
         return total
 
