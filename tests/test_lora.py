@@ -226,11 +226,11 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
         apply_table(VLM(gpt()), {"backbone": 1e-3}, LoRA())
 
 
-def test_adapters_of_a_small_type_fit_where_the_model_would_not_train(published: Path) -> None:
-    """The estimate of a dry run: weights in their own type, 16 bytes for each weight that trains."""
+def test_adapters_of_a_small_type_need_less_than_the_model(published: Path) -> None:
+    """The estimate of a dry run: weights in their own type, 14 bytes for a bfloat16 one that trains, 16 for others."""
     backbone = {"name": "decoder", "weights": str(published), "dtype": "bfloat16"}
     made = plan({"backbone": backbone}, registry(), VOCABULARY)
     work = {"tokens": 8, "images": 0, "targets": 8}
-    activations = made.training_bytes(**work, trained={"backbone"}) - 16 * made.parameters
+    activations = made.training_bytes(**work, trained={"backbone"}) - 14 * made.parameters
     adapted = made.training_bytes(**work, trained={"backbone"}, adapters=1000)
     assert adapted == activations + 2 * made.parameters + 16_000
