@@ -27,6 +27,8 @@ class Meter:
 
     def __init__(self, device: torch.device, *, main: bool) -> None:
         self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # of an earlier run in this process
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._open: list[tuple[str, Any, Any]] = []  # phases between events that have not been read
         self._energy = energy_counter(device, main=main)

@@ -14,11 +14,17 @@ import torch
 def provenance(argv: Sequence[str], device: torch.device, processes: int) -> dict[str, str]:
     """The four lines under every table of a report; no absolute path among them."""
     return {
-        "command": f"`{' '.join([Path(argv[0]).name, *argv[1:]])}`" if argv else "unknown",
+        "command": f"`{' '.join([_program(argv[0]), *argv[1:]])}`" if argv else "unknown",
         "hardware": hardware(device, processes),
         "software": f"Python {platform.python_version()}, torch {torch.__version__}",
         "commit": commit(),
     }
+
+
+def _program(path: str) -> str:
+    """``python -m ghostvis_cli`` is ``ghostvis``, too."""
+    name = Path(path).name
+    return "ghostvis" if name == "__main__.py" else name
 
 
 def hardware(device: torch.device, processes: int) -> str:

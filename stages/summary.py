@@ -96,8 +96,11 @@ def _examples(out: Path, registry: Registry, results: Mapping[str, Any]) -> list
     for name in results["tasks"]:
         spec = registry.get("task", name)
         docs = spec.load_build()(registry.make_config("task", name, {})).docs()
+        shown = [doc for doc in _few_of_each_tag(docs, answers, name) if doc.target is not None]
+        if not shown:  # nothing is answered: a perplexity, say
+            continue
         sections.append(f"### {name}")
-        for number, doc in enumerate(_few_of_each_tag(docs, answers, name)):
+        for number, doc in enumerate(shown):
             sections.append(_example(out, f"{name}_{number}", doc, answers[name, doc.id]))
     return sections
 
