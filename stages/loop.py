@@ -14,12 +14,13 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from components.batch import Batch
 from components.compiled import compiled
 from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
@@ -29,7 +30,7 @@ from . import checkpoint
 from .config import TrainConfig
 from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
-from .distributed import autocast
+from .distributed import autocast, to_host
 from .journal import DISK_FULL, Journal
 from .ledger import BadSample, Ledger
 from .loader import Collator, Loader, Step
@@ -49,6 +50,16 @@ MEASURED = frozenset({
     "energy_joules", "time_other", *(f"time_{phase}" for phase in PHASES),
 })  # fmt: skip
 """Figures that hang on the machine and on what was cached, not on seed and samples."""
+
+
+@dataclass
+class Begun:
+    """A step, and its batches behind the ``first``, which may be on the device already, with its pictures encoded."""
+
+    step: Step
+    batches: Iterator[Batch]
+    first: Batch | None = None
+    encoded: int = 0
 
 
 @dataclass
@@ -87,6 +98,8 @@ class Loop:
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
+        self.encodes_ahead = encodes and self.model.encoder is not None and self.model.encoder_frozen
+        self._begun: Begun | GhostVisError | None = None
         self.peak = peak_flops(self.dist.device)
         self.meter = Meter(self.dist.device, main=self.dist.is_main)
         self.incidents = Journal(self.context.run_dir / INCIDENTS if self.dist.is_main else None, self._alarm)
@@ -110,6 +123,7 @@ class Loop:
 
     def _run(self, loader: Loader, watchdog: Watchdog) -> None:
         set_modes(self.model)
+        self._begun = None
         while self.step < self.steps:
             row = self._step(loader, self.step + 1)
             watchdog.beat()
@@ -138,16 +152,24 @@ class Loop:
         """One optimizer step; returns its row of metrics. Raises GhostVisError when too many in a row were left out and
         there is nothing to go back to."""
         began = time.perf_counter()
+        if isinstance(self._begun, GhostVisError):
+            raise self._begun
+        begun, self._begun = self._begun or self._begin(loader), None
         seed_generators(step_seed(self.context.seed, step, self.dist.rank), self.dist.device)
-        with self.meter.phase("data"):
-            loaded = loader.next_step()
-        plan = loaded.plan
-        nll, learnt, flops = self._backward(loaded)
+        loaded, plan = begun.step, begun.step.plan
+        nll, learnt, flops = self._backward(begun)
         self.parallel.sum_gradients()
         own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), self.stopping.requested]
         totals = self.dist.sum_(torch.cat([nll[None], nll.new_tensor(own)]))
-        found = torch.cat([totals, self.parallel.norm().to(totals)[None]])
-        loss_sum, targets, failed, gigaflops, joules, stops, norm = found.tolist()  # waits for the device, once a step
+        found = to_host(torch.cat([totals, self.parallel.norm().to(totals)[None]]))
+        if self.encodes_ahead and step < self.steps:  # work for the device while the host reads, and steps
+            try:
+                self._begun = self._begin(loader)
+            except GhostVisError as error:  # of the next step: this one is learnt, and saved if it is due
+                self._begun = error
+        loss_sum, targets, failed, gigaflops, joules, stops, norm = (
+            found()
+        )  # the one time in a step that it is waited for
         self._stop = stops > 0
         if failed or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
@@ -209,29 +231,48 @@ class Loop:
             row["energy_joules"] = round(joules, 2)
         return row
 
-    def _backward(self, loaded: Step) -> tuple[torch.Tensor, int, float]:
+    def _begin(self, loader: Loader) -> Begun:
+        """The next step. Where its pictures hang on nothing that is learnt, those of its first batch are encoded."""
+        with self.meter.phase("data"):
+            step = loader.next_step()
+            begun = Begun(step, step.batches())
+            if not self.encodes_ahead:
+                return begun
+            begun.first = next(begun.batches, None)
+        if begun.first is not None and begun.first.pixels is not None:
+            begun.encoded = len(begun.first.images)
+            with self.meter.phase("forward"), self._autocast():
+                begun.first = first = begun.first.to(self.dist.device)
+                assert first.pixels is not None
+                first.features, first.pixels = self.model.encode(first.pixels), None
+        return begun
+
+    def _backward(self, begun: Begun) -> tuple[torch.Tensor, int, float]:
         """Gradients of the own share of the step's mean loss; loss, targets and operations, summed over own bins."""
-        batches, targets = loaded.batches(), loaded.plan.targets
+        loaded, targets = begun.step, begun.step.plan.targets
         total, learnt, flops = torch.zeros((), device=self.dist.device), 0, 0.0
-        done = 0
+        batch, encoded, done = begun.first, begun.encoded, 0
         while True:
-            before = self._encoded()
-            with self.meter.phase("data"):
-                batch = next(batches, None)
             if batch is None:
-                with self._autocast():
-                    self.parallel.keep_up(loaded.most - done)
-                return total, learnt, flops
+                before = self._encoded()
+                with self.meter.phase("data"):
+                    batch = next(begun.batches, None)
+                if batch is None:
+                    with self._autocast():
+                        self.parallel.keep_up(loaded.most - done)
+                    return total, learnt, flops
+                encoded = len(batch.images) if batch.features is None else self._encoded() - before
             done += 1
             learnt += batch.target_rows.numel()
             if self.flops is not None:
-                flops += self.flops(batch, len(batch.images) if batch.features is None else self._encoded() - before)
+                flops += self.flops(batch, encoded)
             with self.meter.phase("forward"), self._autocast():
                 nll = self.parallel.loss(batch.to(self.dist.device))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
                 with self.meter.phase("backward"):
                     self.parallel.backward(nll / targets, last=not loaded.left)
             total += nll.detach()
+            batch = None
 
     def _encoded(self) -> int:
         """Pictures that the encoder has seen for the sake of the feature cache."""

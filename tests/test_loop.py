@@ -37,8 +37,8 @@ from stages.data import Drawn, Stream
 from stages.distributed import Distributed
 from stages.features import FeatureCache
 from stages.ledger import BadSample
-from stages.loader import Collator
-from stages.loop import MEASURED, step_seed
+from stages.loader import Collator, Loader
+from stages.loop import MEASURED, Loop, step_seed
 from stages.optim import set_modes
 from stages.runner import run
 from stages.start import open_start
@@ -440,3 +440,45 @@ def test_a_frozen_tensor_that_moves_is_an_error(start: Path, tmp_path: Path) -> 
     with pytest.raises(GhostVisError, match="a frozen tensor changed"):
         run(given, registry(encoder("restless", config=EncoderOptions, build=Restless)), tmp_path / "a")
     assert not (tmp_path / "a" / "model").exists()
+
+
+AHEAD = {"stage__features": "none", "stage__train": {"projector": 1e-2}, "stage__checkpoint_every": 2}
+
+
+def test_encoding_ahead_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of the next step are encoded before the end of this one: same losses, operations and weights."""
+    given = values(write_tokenizer(tmp_path / "tokenizer"), **AHEAD)
+    run(given, registry(), tmp_path / "ahead")
+    prepared = Loop.__post_init__
+
+    def late(loop: Loop) -> None:
+        prepared(loop)
+        assert loop.encodes_ahead
+        loop.encodes_ahead = False
+
+    monkeypatch.setattr(Loop, "__post_init__", late)
+    run(given, registry(), tmp_path / "late")
+    unmeasured = MEASURED - {"flops"}
+    first, second = (
+        [{key: value for key, value in row.items() if key not in unmeasured} for row in read_metrics(tmp_path / name)]
+        for name in ("ahead", "late")
+    )
+    assert first == second
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("ahead", "late")]
+    assert weights[0] == weights[1]
+
+
+def test_an_error_of_the_next_step_leaves_this_one_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, ask = iter(range(100)), Loader.next_step
+
+    def fail(loader: Loader) -> Any:
+        if next(asked) == 4:
+            raise DataError("step 5 cannot be planned")
+        return ask(loader)
+
+    monkeypatch.setattr(Loader, "next_step", fail)
+    given = values(write_tokenizer(tmp_path / "tokenizer"), **AHEAD)
+    with pytest.raises(DataError, match="step 5"):
+        run(given, registry(), tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == 4
+    assert (tmp_path / "run/checkpoints/step_4").is_dir()

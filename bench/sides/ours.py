@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -88,11 +89,10 @@ class Step:
 
 
 class Ready:
-    """Stands where the loader does, and takes the time whenever a step is asked for."""
+    """Stands where the loader does."""
 
-    def __init__(self, steps: list[Step], device: torch.device) -> None:
-        self.steps, self.device, self.at = steps, device, 0
-        self.left, self.times = 0, [0.0]
+    def __init__(self, steps: list[Step]) -> None:
+        self.steps, self.at = steps, 0
 
     def __enter__(self) -> Ready:
         return self
@@ -100,27 +100,30 @@ class Ready:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def start(self, count: int) -> None:
-        self.left, self.times = count, []
-
     def next_step(self) -> Step:
-        self.times.append(now(self.device))
-        if self.left == 0:
-            raise BlockEnd
-        self.left -= 1
         self.at += 1
         step = self.steps[self.at % len(self.steps)]
         return Step(step.plan, step.kept)
 
 
 class Rows:
-    """A tracker that keeps the rows of metrics."""
+    """A tracker that keeps the rows of metrics, takes the time of each, and ends a block of steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.left = device, 0
         self.rows: list[Mapping[str, Any]] = []
+        self.times: list[float] = []
+
+    def start(self, count: int) -> None:
+        self.left, self.times = count, [now(self.device)]
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """A step waits for the device on its own, so nothing waits here; the last one's end is that of all its work."""
         self.rows.append(dict(metrics))
+        self.left -= 1
+        self.times.append(time.perf_counter() if self.left else now(self.device))
+        if not self.left:
+            raise BlockEnd
 
     def finish(self) -> None:
         pass
@@ -152,15 +155,15 @@ class Ours:
         model.to(device)
         set_modes(model)
         self.loop = _prepare(self.context, config, start, None, Workers(0), Stopping())
-        self.rows = Rows()
+        self.rows = Rows(device)
         self.loop.trackers = [*self.loop.trackers, self.rows]
         self.device, self.micro = device, 0
-        self.ready = Ready([], device)
+        self.ready = Ready([])
 
     def prepare(self, micro: int) -> None:
         self.micro = micro
         self.loop.config = self.loop.config.model_copy(update={"micro_tokens": micro})
-        self.ready = Ready([self._step(samples) for samples in self.work.steps], self.device)
+        self.ready = Ready([self._step(samples) for samples in self.work.steps])
 
     def _step(self, samples: list[Any]) -> Step:
         plan, work = StepPlan(), self.work
@@ -178,10 +181,10 @@ class Ours:
         return Step(plan, batches)
 
     def run(self, count: int) -> list[float]:
-        self.ready.start(count)
+        self.rows.start(count)
         with mock.patch.object(stages.loop, "Loader", return_value=self.ready), contextlib.suppress(BlockEnd):
             self.loop.run()
-        times = self.ready.times
+        times = self.rows.times
         rows = self.rows.rows[-count:]
         if len(times) != count + 1 or self.loop.skipped_steps:
             raise RuntimeError(f"{len(times) - 1} of {count} steps ended, {self.loop.skipped_steps} were left out")
