@@ -106,6 +106,9 @@ class Backbone(Protocol):
 
     It may also have ``nll(hidden, targets)``: hidden states ``[S, D]`` and ids ``[S]`` → their summed negative
     log-likelihood, a float32 scalar. Training then never holds all logits; without it they go through ``logits``.
+    With an attribute ``activation_checkpointing``, which a run may set to True, it offers to keep less. Any module of any
+    component may name methods that training compiles on a GPU in a class attribute ``compiles``: functions of tensors
+    whose shapes seldom change.
     """
 
     dim: int  # D
@@ -215,7 +218,9 @@ class Optimizer(Protocol):
     """A ``torch.optim.Optimizer``. Each of several ranks builds one, of whole tensors that only this rank steps.
 
     It may say in ``cost(parameter) -> float`` how much work a step of a parameter is, by which they are dealt to the
-    ranks; otherwise their sizes decide. FSDP gives it parts of tensors, unless it has ``whole_tensors = True``.
+    ranks; otherwise their sizes decide. FSDP gives it parts of tensors, unless it has ``whole_tensors = True``. With
+    ``trains_bfloat16 = True`` it is given bfloat16 weights and sees to it that small updates are not lost; one with
+    ``scale_gradients(factor)`` multiplies the gradients of its next step itself.
     """
 
     param_groups: list[dict[str, Any]]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class Loop:
 
     def _compiles(self) -> bool:
         chosen = self.config.compile
-        return self.dist.device.type == "cuda" if chosen == "auto" else chosen
+        return self.dist.device.type == "cuda" and find_spec("triton") is not None if chosen == "auto" else chosen
 
     def _run(self, loader: Loader, watchdog: Watchdog) -> None:
         set_modes(self.model)
