@@ -106,9 +106,9 @@ class Backbone(Protocol):
 
     It may also have ``nll(hidden, targets)``: hidden states ``[S, D]`` and ids ``[S]`` → their summed negative
     log-likelihood, a float32 scalar. Training then never holds all logits; without it they go through ``logits``.
-    With an attribute ``activation_checkpointing``, which a run may set to True, it offers to keep less. Any module of any
-    component may name methods that training compiles on a GPU in a class attribute ``compiles``: functions of tensors
-    whose shapes seldom change.
+    With an attribute ``activation_checkpointing``, which a run may set to True, it offers to keep less. A module of
+    any component may name methods that training compiles on a GPU in a class attribute ``compiles``: functions of
+    tensors whose shapes seldom change.
     """
 
     dim: int  # D
