@@ -132,7 +132,7 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> T
     if layout.is_rectangle:
         with _fastest() if layout.is_usual and q.is_cuda and torch.is_grad_enabled() else contextlib.nullcontext():
             return _rectangle(*(x.unflatten(0, (-1, layout.longest)) for x in (q, k, v))).flatten(0, 1)
-    if q.is_cuda and v.dtype in HALF:
+    if _flash_takes(v):
         return _varlen(q.to(v.dtype), k.to(v.dtype), v, layout)
     buckets = layout.buckets
     q, k, v = (_Pad.apply(x, buckets.source, buckets.inverse) for x in (q, k, v))
@@ -140,6 +140,12 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout) -> T
     parts = zip(buckets.shapes, q.split(areas), k.split(areas), v.split(areas), strict=True)
     outs = [_rectangle(*(x.unflatten(0, shape) for x in qkv)).flatten(0, 1) for shape, *qkv in parts]
     return _Unpad.apply(outs[0] if len(outs) == 1 else torch.cat(outs), buckets.inverse)
+
+
+def _flash_takes(x: Tensor) -> bool:
+    """What torch's kernel for documents of any length computes: half precision, on an Ampere card or a later one."""
+    fits = x.is_cuda and x.dtype in HALF and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    return fits and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def _fastest() -> contextlib.AbstractContextManager[None]:

@@ -36,6 +36,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softca
         # Not fused there, the pieces' passes take half as long again.
         logits = F.linear(hidden.to(dtype), weight.to(dtype)).float()
         return F.cross_entropy(softcap * torch.tanh(logits / softcap) if softcap else logits, targets, reduction="sum")
+    if not torch.is_grad_enabled():  # an autograd function is told that gradients are wanted even so
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, dtype)
 
 

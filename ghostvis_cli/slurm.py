@@ -85,7 +85,7 @@ def slurm(
         tasks=1 if torchrun else gpus_per_node,
         cpus=cpus_per_gpu * (gpus_per_node if torchrun else 1),
         threads=cpus_per_gpu,
-        chosen=chosen,
+        chosen=[(key, shlex.quote(str(value)) if value else "") for key, value in chosen],
         torchrun=torchrun,
         max_restarts=options["max_restarts"],
     )
@@ -132,8 +132,10 @@ def _prepare(options: dict[str, Any]) -> Path:
 
 def _site_option(text: str) -> tuple[str, str]:
     key, equals, value = text.removeprefix("--").partition("=")
-    if not (key and equals and value) or "\n" in text:
-        raise ConfigError(f"--sbatch {text}: is not of the form KEY=VALUE", hint="for example --sbatch qos=long")
+    if not key or (equals and not value) or any(character.isspace() for character in key) or "\n" in text:
+        raise ConfigError(
+            f"--sbatch {text}: is not of the form KEY=VALUE, or KEY", hint="for example --sbatch qos=long"
+        )
     if key in OWN:
         raise ConfigError(f"--sbatch {text}: the script says --{key} itself", hint="see ghostvis launch slurm --help")
     return key, value

@@ -106,10 +106,13 @@ def ready(
 ) -> Path | None:
     """Resolve a run, check it, make its folder. Returns the folder; None after a dry run."""
     from ghostvis_plugins.config import resolve
+    from ghostvis_plugins.errors import ConfigError
 
     from .launch import prepare
 
     resolved = resolve(registry=registry(), flags=dict(flags), sets=sets, recipes=recipes, argv=sys.argv)
+    if "stage" not in resolved.values:
+        raise ConfigError("no stage is chosen", hint=f"--stage with one of: {', '.join(registry().names('stage'))}")
     note_left_out(resolved)
     derived = derived_rows(resolved)
     if derived and not json:
@@ -146,7 +149,7 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
     from components.lora import is_adapter
     from components.planning import plan
     from stages.config import LoRA
-    from stages.optim import apply_table
+    from stages.optim import apply_table, check_recomputes, check_types, parameter_groups
 
     stage = resolved.values["stage"]
     adapters = LoRA.model_validate(stage["lora"]) if stage.get("lora") else None
@@ -156,6 +159,12 @@ def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
     def freeze(model: Any) -> None:
         nonlocal added
         apply_table(model, stage["train"], adapters)
+        chosen = dict(resolved.values.get("optimizer") or {"name": "adamw"})
+        name = chosen.pop("name")
+        build = registry().get("optimizer", name).load_build()
+        groups = parameter_groups(model, stage["train"])
+        check_types(model, build(registry().make_config("optimizer", name, chosen), groups=groups), name)
+        check_recomputes(model, stage["activation_checkpointing"])
         added = sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
 
     made = plan(

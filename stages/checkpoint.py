@@ -178,11 +178,18 @@ def _write_shards(tensors: dict[str, Tensor], folder: Path, ranks: Distributed) 
             if isinstance(cause, OSError):
                 raise cause from error
         raise
-    written = {}
-    for path in folder.glob(f"shard-{ranks.rank + 1:05d}-*"):  # none where a rank has nothing to write
-        final = folder / f"optimizer-{ranks.rank + 1:05d}-of-{ranks.world:05d}.safetensors"
-        path.rename(final)
-        written[final.name] = _describe(final)
+    written: dict[str, Any] = {}
+    failed = None
+    try:
+        for path in folder.glob(f"shard-{ranks.rank + 1:05d}-*"):  # none where a rank has nothing to write
+            final = folder / f"optimizer-{ranks.rank + 1:05d}-of-{ranks.world:05d}.safetensors"
+            path.rename(final)
+            written[final.name] = _describe(final)
+    except OSError as error:
+        failed = error
+    for other in ranks.gather(failed):
+        if other is not None:
+            raise other
     return {name: about for own in ranks.gather(written) for name, about in own.items()}
 
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 from ghostvis_plugins.errors import ConfigError, UnavailableError
 
 from .slurm import join_step
+
+PATIENCE = timedelta(hours=2)
+"""How long ranks wait for one another: for a checkpoint, an export, the report's answers. The watchdog sees stalls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ class Distributed:
             torch.set_num_threads(threads)
         joins = world > 1 and not dist.is_initialized()
         if joins:
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world)
+            dist.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=world, timeout=PATIENCE
+            )
         return cls(rank, world, chosen, joins)
 
     def stop(self) -> None:

@@ -39,6 +39,7 @@ class BadSample:
 
 class Ledger:
     """Distinct bad samples of a run; ``path`` is ``bad_samples.jsonl``, or None on ranks that do not write.
+
     The allowance is a share of *all* training samples, not of those seen so far, so whether a run stops does not
     depend on where in the order the bad ones happen to be.
     """

@@ -321,7 +321,9 @@ class Loop:
                     f"went back to checkpoint {earlier['to']}, and nothing was saved since"
                 )
             advice = "lower stage.train, or look at these samples"
-            if not found:
+            if not self.parallel.whole:
+                advice += "; --resume goes on from the last checkpoint"
+            elif not found:
                 advice += "; with stage.checkpoint_every a run goes back to a checkpoint by itself, once"
             raise GhostVisError(said, hint=f"all of their samples are in {self.context.run_dir / INCIDENTS}; {advice}")
         found.load_model(self.model)

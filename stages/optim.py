@@ -214,6 +214,12 @@ def check_types(model: nn.Module, optimizer: Any, name: str) -> None:
         )
 
 
+def check_recomputes(model: Any, wanted: bool) -> None:
+    """Raises ConfigError when ``stage.activation_checkpointing`` is wanted of a backbone that does not offer it."""
+    if wanted and not hasattr(model.backbone, "activation_checkpointing"):
+        raise ConfigError("stage.activation_checkpointing: this backbone does not have it", hint="leave it out")
+
+
 class Schedule:
     """The factor on every learning rate at each step, between 0 and 1."""
 

@@ -32,7 +32,7 @@ from .journal import DISK_FULL
 from .ledger import BadSample, Ledger, by_index
 from .loader import Collator
 from .loop import Loop, identity
-from .optim import Row, apply_table, check_types, format_table, frozen_hash, set_modes
+from .optim import Row, apply_table, check_recomputes, check_types, format_table, frozen_hash, set_modes
 from .order import Order
 from .packing import Cost
 from .parallel import shards_weights, share_model
@@ -176,9 +176,8 @@ def _prepare(
         context.values.get("dtype", "auto"),
     )
     check_types(model, parallel.optimizer, chosen["name"])
+    check_recomputes(model, config.activation_checkpointing)
     if config.activation_checkpointing:
-        if not hasattr(model.backbone, "activation_checkpointing"):
-            raise ConfigError("stage.activation_checkpointing: this backbone does not have it", hint="leave it out")
         model.backbone.activation_checkpointing = True
     if resumed:
         resumed.load_optimizer(parallel.optimizer, parallel.names)

@@ -12,6 +12,7 @@ from components.compiled import Half, compiled
 from components.encoders import vit
 from components.encoders.config import Siglip
 from components.vlm import VLM
+from ghostvis_plugins import GhostVisError
 
 SMALL = Architecture(
     model_type="qwen3", dim=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=96, qk_norm=True, vocab_size=300,
@@ -50,11 +51,15 @@ def test_compiled_layers_give_the_same_loss_and_gradients(name: str) -> None:
     """For packs of other sizes, too; and outside everything is as it was."""
     model = backbone(name)
     methods = {name: cls.__dict__[name] for cls in map(type, model.modules()) for name in getattr(cls, "compiles", ())}
+    layers = model.blocks if name == "gpt" else model.layers
     assert methods
     packs = [[40, 50], [30, 30]]
     expected = [gradients(model, lengths) for lengths in packs]
+    torch._dynamo.reset()
     with compiled(model):
+        assert all(cls.__dict__[name] is not methods[name] for cls in map(type, layers) for name in ("before", "after"))
         found = [gradients(model, lengths) for lengths in packs]
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
     for before, after in zip(expected, found, strict=True):
         for key, value in before.items():
             assert torch.allclose(value, after[key], rtol=1e-4, atol=1e-5 * float(value.abs().max()) + 1e-7), key
@@ -79,6 +84,26 @@ def test_layers_that_are_computed_again_learn_the_same_from_less(name: str) -> N
         kept.append(sum(sizes.values()))
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
     assert kept[1] < kept[0] / 2
+
+
+def test_what_a_class_inherits_is_compiled_as_well() -> None:
+    """FSDP gives every module a class of its own."""
+    model = backbone("gpt")
+    own = type(model.blocks[0])
+    for block in model.blocks:
+        block.__class__ = type("Sharded", (own,), {})
+    before = own.before
+    with compiled(model):
+        assert model.blocks[0].before.__func__ is not before
+    assert own.before is before
+
+
+def test_a_wrong_list_of_methods_is_named() -> None:
+    class Odd(nn.Module):
+        compiles = "forward"
+
+    with pytest.raises(GhostVisError, match=r"Odd.compiles: 'forward' is no tuple"), compiled(Odd()):
+        pass
 
 
 def test_nothing_is_compiled_when_it_is_off() -> None:

@@ -53,13 +53,13 @@ class Block(nn.Module):
     def before(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` ``[T, D]`` → queries ``[T, H, hd]``, keys and values ``[T, Hkv, hd]``, turned to their positions."""
         if torch.compiler.is_compiling() and type(self.qkv) is nn.Linear:
-            return self._before_on_gpu(rms_norm(x), turns)
+            return self._before_compiled(rms_norm(x), turns)
         qkv = self.qkv(rms_norm(x)).unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         q, k = rotate(rms_norm(qk), turns).split([self.heads, self.kv_heads], dim=1)
         return q, k, v
 
-    def _before_on_gpu(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _before_compiled(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same of normalised ``x``, in a form that the compiler makes good kernels of.
 
         Of each head's queries and keys the first of all pairs come first, then the second: their products stay the

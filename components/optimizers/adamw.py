@@ -35,11 +35,8 @@ class AdamW(torch.optim.AdamW):
     """torch's AdamW, which updates bfloat16 weights as the float32 ones that they stand for."""
 
     trains_bfloat16 = True
-
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
-        super().__init__(groups, **options)
-        self._factor = 1.0
-        self._tables: dict[tuple[int, ...], Any] = {}
+    _factor = 1.0  # of the gradients of the coming step
+    _tables: dict[tuple[int, ...], Any] | None = None  # no part of a copy: it holds addresses
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> None:
@@ -69,21 +66,23 @@ class AdamW(torch.optim.AdamW):
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if not state:
-                state["step"] = 0
+                state["step"] = torch.zeros(())  # on the CPU
                 state["low"] = torch.zeros_like(parameter, dtype=torch.int16)
                 state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
-            state["step"] += 1
+        torch._foreach_add_([state["step"] for state in states], 1.0)
+        steps = torch.stack([state["step"] for state in states]).tolist()
         (beta1, beta2), lr = group["betas"], float(group["lr"])
-        for step in {state["step"] for state in states}:  # one, but for parameters that joined later
-            members = [(p, state) for p, state in zip(parameters, states, strict=True) if state["step"] == step]
+        for step in set(steps):  # one, but for parameters that joined later
+            members = [(p, state) for p, state, own in zip(parameters, states, steps, strict=True) if own == step]
             correction1, correction2 = 1 - beta1**step, 1 - beta2**step
             scalars = (1 - beta1, 1 - beta2, lr / correction1, correction2**0.5, group["eps"])
             self._update(members, *scalars, 1 - lr * group["weight_decay"], self._factor)
 
     def _update(self, members: list[tuple[nn.Parameter, dict[str, Any]]], *scalars: float) -> None:
         """:func:`update_` of all, on a GPU in one kernel."""
-        if members[0][0].device.type != "cuda" or find_spec("triton") is None:
+        plain = any(not parameter.is_contiguous() for parameter, _ in members)  # the kernel takes memory as it lies
+        if plain or members[0][0].device.type != "cuda" or find_spec("triton") is None:
             for parameter, state in members:
                 high, gradient = parameter.view(torch.int16), parameter.grad
                 assert gradient is not None
@@ -92,6 +91,8 @@ class AdamW(torch.optim.AdamW):
         columns = [[parameter.detach() for parameter, _ in members]]
         columns += [[state[name] for _, state in members] for name in ("low", "exp_avg", "exp_avg_sq")]
         key = tuple(tensor.data_ptr() for column in columns for tensor in column)
+        if self._tables is None:
+            self._tables = {}
         if key not in self._tables:
             from .adamw_kernel import Table
 
@@ -105,11 +106,9 @@ class AdamW(torch.optim.AdamW):
         for index, values in state_dict["state"].items():
             parameter = parameters[index]
             if parameter.dtype == torch.bfloat16:
-                self.state[parameter] = {
-                    key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-                    for key, value in values.items()
-                }
-        self._tables.clear()
+                own = {key: value.to(parameter.device, copy=True) for key, value in values.items() if key != "step"}
+                self.state[parameter] = {"step": torch.as_tensor(values["step"]).float().cpu().clone(), **own}
+        self._tables = None
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ class Muon(torch.optim.Optimizer):
 
     def _is_hidden(self, name: str, parameter: nn.Parameter) -> bool:
         parts = name.split(".")
+        if any(part.startswith("lora_") for part in parts):  # thin factors of an adapter, and no matrices of their own
+            return False
         return parameter.ndim == 2 and parts[-1] == "weight" and not set(parts).intersection(self.config.exclude)
 
     def cost(self, parameter: Tensor) -> float:
