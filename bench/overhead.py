@@ -16,24 +16,21 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
+from sides.ready import BlockEnd, Step
 
 import components.builtin
 import stages.builtin
-from components.batch import Batch
 from components.tokenizers import Tokenizer
 from ghostvis_plugins import dataset
 from ghostvis_plugins.manager import Registry
 from ghostvis_plugins.types import Document, SampleList
 from stages.config import PretrainConfig
 from stages.context import RunContext
-from stages.data import StepPlan
 from stages.distributed import Distributed
 from stages.loader import Loader
 from stages.loop import Loop
@@ -59,29 +56,6 @@ def build_words(config: Words, *, split: str) -> SampleList:
     words = WORDS.split()
     texts = (" ".join(words[(n * 7 + k * k) % len(words)] for k in range(20 + n % 100)) for n in range(2000))
     return SampleList([Document(text, f"words/{split}/{number}") for number, text in enumerate(texts)])
-
-
-class BlockEnd(Exception):
-    """The block of steps is over."""
-
-
-@dataclass
-class Step:
-    """A step whose batches lie ready."""
-
-    plan: StepPlan
-    kept: list[Batch]
-    bad: list[Any] = field(default_factory=list)
-    left: int = 0  # batches that were not asked for yet
-
-    @property
-    def most(self) -> int:
-        return len(self.kept)
-
-    def batches(self) -> Iterator[Batch]:
-        for number, batch in enumerate(self.kept, 1):
-            self.left = len(self.kept) - number
-            yield batch
 
 
 class Ready:

@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from components.precision import HALF
 from ghostvis_plugins import DataError
-
-HALF = (torch.bfloat16, torch.float16)
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v of one layer → its heads' outputs
 

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from components.compiled import autocast_dtype
+from components.precision import HALF, autocast_dtype
 
-HALF = (torch.bfloat16, torch.float16)
 PIECE_BYTES = 2**31
 """Most memory for the float32 logits of one piece."""
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.batch import Batch
-from components.compiled import Half, autocast_dtype
+from components.precision import Half, autocast_dtype
 from ghostvis_plugins import DataError
 
 

@@ -54,7 +54,11 @@ def slurm(
     account: Annotated[str | None, typer.Option("--account", help="SLURM's account.", metavar="NAME")] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option("--sbatch", help="Any other option of sbatch, such as qos=long; may be repeated.", metavar="K=V"),
+        typer.Option(
+            "--sbatch",
+            help="Any other option of sbatch, such as qos=long or exclusive; may be repeated.",
+            metavar="K=V",
+        ),
     ] = None,
     launcher: Annotated[
         Literal["torchrun", "srun"],

@@ -166,6 +166,23 @@ def write_tokenizer(folder: Path) -> Path:
     return folder
 
 
+class NoOptions(BaseModel):
+    pass
+
+
+def interruption(at: int) -> ComponentSpec:
+    """A tracker that ends the process's run like Ctrl-C, in the middle of step ``at``."""
+
+    class Interrupt:
+        def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+            if step == at:
+                raise KeyboardInterrupt
+
+        def finish(self) -> None: ...
+
+    return tracker("interrupt", config=NoOptions, build=lambda config, *, run_dir: Interrupt())
+
+
 def values(start: Path, stage: str = "align", **overrides: Any) -> dict[str, Any]:
     """Resolved values of a tiny run; overrides are dotted keys with ``__`` for the dots."""
     result: dict[str, Any] = {

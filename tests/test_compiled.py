@@ -8,9 +8,10 @@ from torch import nn
 
 from components.backbones import decoder, gpt
 from components.backbones.config import GPT, Architecture, Decoder
-from components.compiled import Half, compiled
+from components.compiled import compiled
 from components.encoders import vit
 from components.encoders.config import Siglip
+from components.precision import Half
 from components.vlm import VLM
 from ghostvis_plugins import GhostVisError
 
@@ -56,6 +57,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients(name: str) -> None:
     packs = [[40, 50], [30, 30]]
     expected = [gradients(model, lengths) for lengths in packs]
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     with compiled(model):
         assert all(cls.__dict__[name] is not methods[name] for cls in map(type, layers) for name in ("before", "after"))
         found = [gradients(model, lengths) for lengths in packs]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ import torch
 from miniature import (
     EncoderOptions,
     TinyEncoder,
+    interruption,
     registry,
     square,
     values,
     write_tokenizer,
 )
-from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from components.batch import Batch
 from components.encoders.config import EfficientNetLite
 from components.encoders.efficientnet_lite import build as build_efficientnet
 from components.trackers.jsonl import read_metrics
-from ghostvis_plugins import ComponentSpec, encoder, tracker
+from ghostvis_plugins import encoder
 from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError
 from stages.context import RunContext
 from stages.data import Drawn, Stream
@@ -73,23 +72,6 @@ def one_by_one(encoder: Any, samples: list[Drawn]) -> tuple[list[Batch], list[Ba
     """Each sample as a batch of its own, and those that make none."""
     made = [Collator(encoder, None)([drawn]) for drawn in samples]
     return [batch for batch, _, _ in made if batch is not None], [entry for _, _, bad in made for entry in bad]
-
-
-class NoOptions(BaseModel):
-    pass
-
-
-def interruption(at: int) -> ComponentSpec:
-    """A tracker that ends the process's run like Ctrl-C, in the middle of step ``at``."""
-
-    class Interrupt:
-        def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-            if step == at:
-                raise KeyboardInterrupt
-
-        def finish(self) -> None: ...
-
-    return tracker("interrupt", config=NoOptions, build=lambda config, *, run_dir: Interrupt())
 
 
 def test_it_learns(start: Path, tmp_path: Path) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from miniature import registry, values, write_tokenizer
-from pydantic import BaseModel
+from miniature import interruption, registry, values, write_tokenizer
 from safetensors.torch import load_file
 from test_distributed import two_processes
 
 from components.trackers.jsonl import read_metrics
-from ghostvis_plugins import ComponentSpec, tracker
 from ghostvis_plugins.errors import GhostVisError
 from stages.context import RunContext
 from stages.data import Stream
@@ -73,21 +70,6 @@ def assert_same(a: Path, b: Path) -> None:
     assert incidents(a) == incidents(b)
     first, second = (load_file(folder / "model" / "model.safetensors") for folder in (a, b))
     assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
-
-
-class NoOptions(BaseModel):
-    pass
-
-
-def interruption(at: int) -> ComponentSpec:
-    class Interrupt:
-        def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-            if step == at:
-                raise KeyboardInterrupt
-
-        def finish(self) -> None: ...
-
-    return tracker("interrupt", config=NoOptions, build=lambda config, *, run_dir: Interrupt())
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from stages.train import _prepare
 from stages.workers import Workers
 
 from .measuring import drop, now
+from .ready import BlockEnd, Step
 from .work import Work
 
 STAGE: dict[str, Any] = {
@@ -63,29 +63,6 @@ class Unread(BaseModel):
 
 def build_unread(config: Unread, *, split: str) -> SampleList:
     return SampleList([Document("unread", f"unread/{split}")])
-
-
-class BlockEnd(Exception):
-    """The block of steps is over."""
-
-
-@dataclass
-class Step:
-    """A step whose batches lie ready."""
-
-    plan: StepPlan
-    kept: list[Batch]
-    bad: list[Any] = field(default_factory=list)
-    left: int = 0  # batches that were not asked for yet
-
-    @property
-    def most(self) -> int:
-        return len(self.kept)
-
-    def batches(self) -> Iterator[Batch]:
-        for number, batch in enumerate(self.kept, 1):
-            self.left = len(self.kept) - number
-            yield batch
 
 
 class Ready:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from components import packages
 from components.attention import Attend, KVCache, attends, check_length
-from components.compiled import autocast_dtype, through
 from components.cross_entropy import linear_cross_entropy
+from components.precision import autocast_dtype
 from components.pretrained import sources
 from components.pretrained.gguf import open_gguf
 from components.pretrained.tensors import TensorFolder, TensorSource, fill
 from components.pretrained.tokenizer_files import tokenizer_folder as files_of_tokenizer
+from components.recompute import through
 from ghostvis_plugins import ConfigError, DataError, UnavailableError
 
 from .architecture import read_architecture, rope_frequencies

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from components.attention import Attend, KVCache, attends, check_length
-from components.compiled import autocast_dtype, through
 from components.cross_entropy import linear_cross_entropy
+from components.precision import autocast_dtype
+from components.recompute import through
 from ghostvis_plugins import ConfigError
 
 from .config import GPT as Config
