@@ -15,7 +15,7 @@ from torch import Tensor
 
 BLOCK = 1024
 ALIGNED = 16
-"""Bytes. What lies at a multiple of it is read in one go."""
+"""Bytes, or numbers. What lies at a multiple of it, and ends at one, is read several numbers at a time."""
 
 
 class Table:
@@ -24,9 +24,9 @@ class Table:
     def __init__(self, columns: Sequence[Sequence[Tensor]]) -> None:
         device = columns[0][0].device
         places = [self._places(column) for column in columns]
-        self.aligned = not any((column % ALIGNED).any() for column in places)
-        self.fixed = [column.to(device) for column in places]
         sizes = torch.tensor([tensor.numel() for tensor in columns[0]])
+        self.aligned = not any((column % ALIGNED).any() for column in (*places, sizes))
+        self.fixed = [column.to(device) for column in places]
         blocks = -(-sizes // BLOCK)
         self.tensor = torch.repeat_interleave(torch.arange(len(sizes)), blocks).int().to(device)
         self.first = (torch.arange(len(self.tensor)) - torch.repeat_interleave(blocks.cumsum(0) - blocks, blocks)).to(
@@ -74,7 +74,10 @@ def _update(  # type: ignore[no-untyped-def]
     program = tl.program_id(0)
     tensor = tl.load(tensors + program)
     at = tl.load(firsts + program).to(tl.int64) * block + tl.arange(0, block)
-    inside = at < tl.load(sizes + tensor)
+    size = tl.load(sizes + tensor)
+    if aligned:
+        size = tl.multiple_of(size, 16)
+    inside = at < size
     high_at = _place(highs + tensor, tl.int16, aligned) + at
     low_at = _place(lows + tensor, tl.int16, aligned) + at
     exp_avg_at = _place(exp_avgs + tensor, tl.float32, aligned) + at
