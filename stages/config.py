@@ -84,6 +84,10 @@ class TrainConfig(BaseModel):
         description="Fuse the element-wise work around matrix products with torch.compile; auto: on a CUDA device. "
         "It costs half a minute at the start.",
     )
+    deterministic: bool = Field(
+        False,
+        description="On a CUDA device, use only kernels that give the same bits every time, as CPUs do anyway; slower.",
+    )
     activation_checkpointing: bool = Field(
         False,
         description="Keep only the inputs of the language model's layers and compute each layer again in the backward "

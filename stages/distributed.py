@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from components.batch import Batch
 from ghostvis_plugins.errors import ConfigError, UnavailableError
 
 from .slurm import join_step
@@ -119,6 +120,24 @@ def to_host(numbers: Tensor) -> Callable[[], list[float]]:
         return host.tolist()  # type: ignore[no-any-return]
 
     return read
+
+
+class Upload:
+    """Sends batches to a device: to a CUDA device while it computes, which waits for its own batch alone."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self.stream):
+            batch = batch.to(self.device)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        batch.record_stream(computing)
+        return batch
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -11,7 +11,6 @@ prepared ahead (:mod:`stages.loader`); the state that a checkpoint holds is that
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,8 @@ from . import checkpoint
 from .config import TrainConfig
 from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
-from .distributed import autocast, to_host
+from .determinism import deterministic, seed_generators, step_seed
+from .distributed import Upload, autocast, to_host
 from .journal import DISK_FULL, Journal
 from .ledger import BadSample, Ledger
 from .loader import Collator, Loader, Step
@@ -102,6 +102,7 @@ class Loop:
         self.encodes_ahead = encodes and self.model.encoder is not None and self.model.encoder_frozen
         self._begun: Begun | GhostVisError | None = None
         self.peak = peak_flops(self.dist.device)
+        self.upload = Upload(self.dist.device)
         self.meter = Meter(self.dist.device, main=self.dist.is_main)
         self.incidents = Journal(self.context.run_dir / INCIDENTS if self.dist.is_main else None, self._alarm)
 
@@ -115,6 +116,7 @@ class Loop:
             Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
             Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
             compiled(self.model, enabled=self._compiles()),
+            deterministic(enabled=self.config.deterministic),
         ):
             self._run(loader, watchdog)
 
@@ -243,7 +245,7 @@ class Loop:
         if begun.first is not None and begun.first.pixels is not None:
             begun.encoded = len(begun.first.images)
             with self.meter.phase("forward"), self._autocast():
-                begun.first = first = begun.first.to(self.dist.device)
+                begun.first = first = self.upload(begun.first)
                 assert first.pixels is not None
                 first.features, first.pixels = self.model.encode(first.pixels), None
         return begun
@@ -268,7 +270,7 @@ class Loop:
             if self.flops is not None:
                 flops += self.flops(batch, encoded)
             with self.meter.phase("forward"), self._autocast():
-                nll = self.parallel.loss(batch.to(self.dist.device))
+                nll = self.parallel.loss(self.upload(batch))
             if nll.requires_grad:  # not so when only the vision path trains and no sample of the bin has a picture
                 with self.meter.phase("backward"):
                     self.parallel.backward(nll / targets, last=not loaded.left)
@@ -419,24 +421,6 @@ class Loop:
         return self.dist.on_main(  # type: ignore[no-any-return]
             lambda: checkpoint.prune(self.checkpoints, keep, protected, every=every, ignored=self._damaged)
         )
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The generators' seed of one step on one rank."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7], "little")
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the CPU's generator and that of ``device``.
-
-    ``torch.manual_seed`` seeds every kind of device. One that has not been used keeps each call for later, with a
-    stack trace: 1.5 ms a step, and memory that grows.
-    """
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-    elif device.type == "mps":
-        torch.mps.manual_seed(seed)
 
 
 def identity(context: RunContext, config: TrainConfig, datasets: Mapping[str, Any]) -> dict[str, Any]:

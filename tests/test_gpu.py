@@ -1,10 +1,14 @@
-"""What only a CUDA device runs: its attention, the Triton kernels, compiled layers; against plain torch."""
+"""What only a CUDA device runs: its attention, the Triton kernels, compiled layers against plain torch; whole runs."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from miniature import interruption, registry, values, write_tokenizer
+from safetensors.torch import load_file
 from torch import Tensor
 
 from components.attention import PackedLayout, packed_attention
@@ -14,6 +18,7 @@ from components.compiled import compiled
 from components.cross_entropy import linear_cross_entropy
 from components.optimizers.adamw import build, join
 from components.optimizers.config import AdamW
+from stages.runner import run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -104,3 +109,41 @@ def test_a_compiled_decoder_learns_as_on_the_cpu() -> None:
         found = gradients("cuda")
     far = [name for name, value in expected.items() if not close(found[name], value, 0.05)]
     assert not far
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, dtype: str) -> None:
+    """With ``stage.deterministic``, compiled, on packs of many lengths and pictures; ten steps, and six and four."""
+    given = values(
+        write_tokenizer(tmp_path / "tokenizer"),
+        stage="sft",
+        device="cuda",
+        dtype="bfloat16",
+        resampler={"name": "perceiver", "latents": 4, "heads": 2},
+        backbone={
+            "name": "decoder",
+            "weights": "random",
+            "dtype": dtype,
+            "architecture": {
+                "model_type": "qwen2", "dim": 512, "layers": 3, "heads": 8, "kv_heads": 2, "head_dim": 64, "ffn": 1024,
+                "qkv_bias": True, "vocab_size": 1000, "max_positions": 512, "rope_theta": 1e4, "norm_eps": 1e-6,
+                "tie": True,
+            },
+        },
+        stage__steps=10,
+        stage__batch_tokens=8000,
+        stage__micro_tokens=3000,
+        stage__checkpoint_every=3,
+        stage__features="none",
+        stage__deterministic=True,
+        stage__train={"resampler": 1e-3, "projector": 1e-3, "backbone": 1e-3},
+    )  # fmt: skip
+    run(given, registry(), tmp_path / "whole")
+    stopped = {**given, "tracker": {"name": "interrupt"}}
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, registry(interruption(6)), tmp_path / "parts")
+    run(given, registry(), tmp_path / "parts", resume=True)
+    whole, parts = (
+        load_file(tmp_path / name / "checkpoints" / "step_10" / "model.safetensors") for name in ("whole", "parts")
+    )
+    assert not [name for name in whole if not torch.equal(whole[name], parts[name])]

@@ -30,14 +30,15 @@ from components.encoders.config import EfficientNetLite
 from components.encoders.efficientnet_lite import build as build_efficientnet
 from components.trackers.jsonl import read_metrics
 from ghostvis_plugins import encoder
-from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError
+from ghostvis_plugins.errors import ConfigError, DataError, GhostVisError, UnavailableError
 from stages.context import RunContext
 from stages.data import Drawn, Stream
+from stages.determinism import deterministic, step_seed
 from stages.distributed import Distributed
 from stages.features import FeatureCache
 from stages.ledger import BadSample
 from stages.loader import Collator, Loader
-from stages.loop import MEASURED, Loop, step_seed
+from stages.loop import MEASURED, Loop
 from stages.optim import set_modes
 from stages.runner import run
 from stages.start import open_start
@@ -226,6 +227,14 @@ def test_unusable_samples_neither_end_a_finished_run_nor_hide_in_validation(star
 def test_seeds_differ_by_step_and_rank() -> None:
     seeds = {step_seed(seed, step, rank) for seed in range(5) for step in range(20) for rank in range(4)}
     assert len(seeds) == 400
+
+
+def test_what_cannot_be_deterministic_says_so() -> None:
+    with pytest.raises(UnavailableError, match="stage.deterministic: put_ does not have a deterministic"):
+        with deterministic(enabled=True):
+            assert torch.are_deterministic_algorithms_enabled()
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_bad_samples_are_left_out_counted_and_named(start: Path, tmp_path: Path) -> None:
