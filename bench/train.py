@@ -394,11 +394,12 @@ class Run:
         say(f"{name}: ready after {time.perf_counter() - began:.0f} s, micro-batch {size}")
 
     def block(self, count: int) -> bool:
-        """Steps that are timed; True. Memory is this side's alone: what the other holds is taken off."""
+        """Steps that are timed, after one that fills the pipeline; True. Memory is this side's alone: what the other
+        holds is taken off."""
         assert self.side is not None
         others = measuring.held(self.device) - self.own
         measuring.peak(self.device, reset=True)
-        self.seconds += self.side.run(count)
+        self.seconds += self.side.run(count + 1)[1:]
         found = measuring.peak(self.device)
         if found is not None:
             self.most = max(self.most or 0, found - others)

@@ -95,10 +95,14 @@ class Rows:
         self.left, self.times = count, [now(self.device)]
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """A step waits for the device on its own, so nothing waits here; the last one's end is that of all its work."""
+        """A step waits for the device on its own, so nothing waits here.
+
+        From the end of one step's loss to that of the next is a whole step, if in another order: with the update of
+        the one before, and pictures of the one behind.
+        """
         self.rows.append(dict(metrics))
         self.left -= 1
-        self.times.append(time.perf_counter() if self.left else now(self.device))
+        self.times.append(time.perf_counter())
         if not self.left:
             raise BlockEnd
 
@@ -161,6 +165,7 @@ class Ours:
         self.rows.start(count)
         with mock.patch.object(stages.loop, "Loader", return_value=self.ready), contextlib.suppress(BlockEnd):
             self.loop.run()
+        now(self.device)  # what was begun ends here, and not in the other side's time
         times = self.rows.times
         rows = self.rows.rows[-count:]
         if len(times) != count + 1 or self.loop.skipped_steps:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+BLOCK, WARPS = 512, 2  # of 1.5 billion weights on an H100: 14 ms, and 17 with 1024 and 4
 ALIGNED = 16
 """Bytes, or numbers. What lies at a multiple of it, and ends at one, is read several numbers at a time."""
 
@@ -47,7 +47,7 @@ class Table:
         if self.device.type == "cuda":
             places = places.pin_memory().to(self.device, non_blocking=True)
         _update[(len(self.tensor),)](
-            *self.fixed, places, self.sizes, self.tensor, self.first, *scalars, aligned, BLOCK, num_warps=4
+            *self.fixed, places, self.sizes, self.tensor, self.first, *scalars, aligned, BLOCK, num_warps=WARPS
         )
 
 
