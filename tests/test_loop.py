@@ -230,10 +230,11 @@ def test_seeds_differ_by_step_and_rank() -> None:
 
 
 def test_what_cannot_be_deterministic_says_so() -> None:
-    with pytest.raises(UnavailableError, match="stage.deterministic: put_ does not have a deterministic"):
-        with deterministic(enabled=True):
-            assert torch.are_deterministic_algorithms_enabled()
-            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
+    with deterministic(enabled=True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(UnavailableError, match=r"stage\.deterministic: put_ does not"), deterministic(enabled=True):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
