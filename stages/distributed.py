@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -104,6 +104,12 @@ class Distributed:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+
+def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Send a row of numbers to the device, as float32; what it computes is not waited for."""
+    host = torch.tensor(numbers, dtype=torch.float32)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def to_host(numbers: Tensor) -> Callable[[], list[float]]:

@@ -31,7 +31,7 @@ from .config import TrainConfig
 from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
 from .determinism import deterministic, seed_generators, step_seed
-from .distributed import Upload, autocast, to_host
+from .distributed import Upload, autocast, to_device, to_host
 from .journal import DISK_FULL, Journal
 from .ledger import BadSample, Ledger
 from .loader import Collator, Loader, Step
@@ -163,7 +163,7 @@ class Loop:
         nll, learnt, flops = self._backward(begun)
         self.parallel.sum_gradients()
         own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), self.stopping.requested]
-        totals = self.dist.sum_(torch.cat([nll[None], nll.new_tensor(own)]))
+        totals = self.dist.sum_(torch.cat([nll[None], to_device(own, nll.device)]))
         found = to_host(torch.cat([totals, self.parallel.norm().to(totals)[None]]))
         if self.encodes_ahead and step < self.steps:  # work for the device while the host reads, and steps
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from components.compiled import compiled
 from components.cross_entropy import linear_cross_entropy
 from components.optimizers.adamw import build, join
 from components.optimizers.config import AdamW
+from components.trackers.jsonl import read_metrics
+from stages.loader import Loader
+from stages.loop import Loop
 from stages.runner import run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -111,33 +115,52 @@ def test_a_compiled_decoder_learns_as_on_the_cpu() -> None:
     assert not far
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, dtype: str) -> None:
-    """With ``stage.deterministic``, compiled, on packs of many lengths and pictures; ten steps, and six and four."""
-    given = values(
-        write_tokenizer(tmp_path / "tokenizer"),
+def run_values(folder: Path, dtype: str, **overrides: Any) -> dict[str, Any]:
+    """A run on packs of many lengths and pictures, in bfloat16, with weights of ``dtype``."""
+    architecture = {
+        "model_type": "qwen2", "dim": 512, "layers": 3, "heads": 8, "kv_heads": 2, "head_dim": 64, "ffn": 1024,
+        "qkv_bias": True, "vocab_size": 1000, "max_positions": 512, "rope_theta": 1e4, "norm_eps": 1e-6, "tie": True,
+    }  # fmt: skip
+    return values(
+        write_tokenizer(folder / "tokenizer"),
         stage="sft",
         device="cuda",
         dtype="bfloat16",
         resampler={"name": "perceiver", "latents": 4, "heads": 2},
-        backbone={
-            "name": "decoder",
-            "weights": "random",
-            "dtype": dtype,
-            "architecture": {
-                "model_type": "qwen2", "dim": 512, "layers": 3, "heads": 8, "kv_heads": 2, "head_dim": 64, "ffn": 1024,
-                "qkv_bias": True, "vocab_size": 1000, "max_positions": 512, "rope_theta": 1e4, "norm_eps": 1e-6,
-                "tie": True,
-            },
-        },
+        backbone={"name": "decoder", "weights": "random", "dtype": dtype, "architecture": architecture},
         stage__steps=10,
         stage__batch_tokens=8000,
         stage__micro_tokens=3000,
-        stage__checkpoint_every=3,
         stage__features="none",
-        stage__deterministic=True,
         stage__train={"resampler": 1e-3, "projector": 1e-3, "backbone": 1e-3},
-    )  # fmt: skip
+        **overrides,
+    )
+
+
+@pytest.mark.parametrize(("dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "adamw"), ("float32", "muon")])
+def test_a_step_waits_for_the_device_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, optimizer: str
+) -> None:
+    """For its loss and norm, through an event: torch raises at any copy or question that would wait for all work."""
+    step = Loop._step
+
+    def watched(loop: Loop, loader: Loader, number: int) -> dict[str, Any]:
+        torch.cuda.set_sync_debug_mode("error" if number > 3 else "default")  # what is made once may wait
+        try:
+            return step(loop, loader, number)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Loop, "_step", watched)
+    given = run_values(tmp_path, dtype, stage__workers=2, optimizer={"name": optimizer})
+    run(given, registry(), tmp_path / "run")
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, dtype: str) -> None:
+    """With ``stage.deterministic``, compiled; ten steps, and six and four."""
+    given = run_values(tmp_path, dtype, stage__checkpoint_every=3, stage__deterministic=True)
     run(given, registry(), tmp_path / "whole")
     stopped = {**given, "tracker": {"name": "interrupt"}}
     with pytest.raises(KeyboardInterrupt):

@@ -52,11 +52,12 @@ class AdamW(torch.optim.AdamW):
         """One update of every parameter that has a gradient."""
         halves = [(group, _with_gradients(group)) for group in self.param_groups]
         gradients = {parameter: parameter.grad for _, parameters in halves for parameter in parameters}
-        for parameter in gradients:
-            parameter.grad = None  # torch leaves out what has none
-        super().step()
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+        if len(gradients) < sum(len(group["params"]) for group in self.param_groups):
+            for parameter in gradients:
+                parameter.grad = None  # torch leaves out what has none
+            super().step()
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
         for group, parameters in halves:
             if parameters:
                 self._step_halves(parameters, group)
@@ -88,8 +89,11 @@ class AdamW(torch.optim.AdamW):
                 assert gradient is not None
                 update_(high, state["low"], gradient, state["exp_avg"], state["exp_avg_sq"], *scalars)
             return
-        columns = [[parameter.detach() for parameter, _ in members]]
-        columns += [[state[name] for _, state in members] for name in ("low", "exp_avg", "exp_avg_sq")]
+        names = ("low", "exp_avg", "exp_avg_sq")
+        columns: list[list[Tensor]] = [
+            [p for p, _ in members],
+            *([state[name] for _, state in members] for name in names),
+        ]
         key = tuple(tensor.data_ptr() for column in columns for tensor in column)
         if self._tables is None:
             self._tables = {}
