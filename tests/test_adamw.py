@@ -111,10 +111,11 @@ def test_an_optimizer_that_would_lose_the_updates_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["adamw", "cross_entropy"])
-def test_the_gpu_kernels_compute_the_same(kernel: str) -> None:
+@pytest.mark.parametrize("program", ["triton_kernels.py", "triton_compile.py"])
+def test_the_gpu_kernels_compute_the_same_and_compile(kernel: str, program: str) -> None:
     """Triton's interpreter runs them on the CPU; it has to be chosen before Triton is imported."""
     pytest.importorskip("triton")
-    script = Path(__file__).with_name("triton_kernels.py")
+    script = Path(__file__).with_name(program)
     command = [sys.executable, str(script), kernel]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=script.parent.parent)
     assert done.returncode == 0, done.stderr
