@@ -73,7 +73,7 @@ class Saver:
     ) -> None:
         """Finish what is being written. Where another error ends the run, that of the thread is said."""
         try:
-            if self._pending is not None and not self._pending[1].done():
+            if self._pending is not None and self.writing:
                 self._say(f"the checkpoint of step {self._pending[0]} is being written; the run ends after that")
             self.settle()
         except Exception as own:
@@ -115,6 +115,11 @@ class Saver:
         self._pending = None
         self._waited += time.perf_counter() - began
         return None if future.result() else step
+
+    @property
+    def writing(self) -> bool:
+        """Whether :meth:`settle` would have to wait now."""
+        return self._pending is not None and not self._pending[1].done()
 
     @property
     def failed(self) -> bool:

@@ -33,8 +33,8 @@ class ShardFile(HuggingFaceStorageWriter):
             tensors[item.index.fqn] = cast(Tensor, planner.resolve_data(item))
             offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
         if tensors:
-            about = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
-            self._write(tensors, self.file, about)
+            # One entry, all that the reader wants: safetensors writes several in any order, another file each time.
+            self._write(tensors, self.file, {"DCP_SHARDING_INFO": json.dumps(offsets, sort_keys=True)})
         done: Future[list[Any]] = Future()
         done.set_result([])  # what a file with an index would be made of
         return done

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 
 from components.trackers.jsonl import read_metrics
 from ghostvis_plugins.errors import ConfigError, UnavailableError
+from stages.checkpoint import verify
 from stages.distributed import Distributed, autocast, choose_device
+from stages.loop import MEASURED
 from stages.runner import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,10 +96,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     status = alone([[str(folder / "two" / "killed"), {**plain, "stage": ahead, "tracker": DEATH}, False]], folder)
     assert status == -signal.SIGKILL, (folder / "alone.txt").read_text()
     later = {**plain, "stage": {**plain["stage"], "workers": 1, "prefetch": 0}}
-    runs = [[str(folder / "two" / name), given, False] for name, given in cases.items()]
+    background = {**plain, "stage": {**plain["stage"], "checkpoint_async": True, "checkpoint_every": 4}}
+    runs = [[str(folder / "two" / name), given, False] for name, given in [*cases.items(), ("async", background)]]
     runs += [[str(folder / "two" / "micro"), other_micro, False], [str(resumed), plain, True]]
     runs += [[str(folder / "two" / "killed"), later, True]]
     two_processes(runs, folder)
+    shutil.copytree(folder / "two" / "async", folder / "two" / "async-resumed")
+    shutil.rmtree(folder / "two" / "async-resumed" / "checkpoints" / "step_12")
+    two_processes([[str(folder / "two" / "async-resumed"), background, True]], folder)
     for name in ("adamw", "muon"):
         resumed = folder / "one" / f"{name}-resumed"
         shutil.copytree(folder / "two" / name, resumed)
@@ -156,6 +162,22 @@ def test_every_rank_keeps_its_share_of_the_optimizer_state(results: Path) -> Non
 
 def test_two_processes_continue_what_died(results: Path) -> None:
     assert_same(results / "one" / "plain", results / "two" / "killed")
+
+
+@pytest.mark.parametrize("name", ["async", "async-resumed"])
+def test_checkpoints_written_meanwhile_change_nothing(results: Path, name: str) -> None:
+    """Bit for bit, also where two processes went on from one of them."""
+    plain, other = results / "two" / "plain", results / "two" / name
+    rows = [
+        [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run_dir)]
+        for run_dir in (plain, other)
+    ]
+    assert rows[0] == rows[1]
+    folder = Path("checkpoints") / "step_12"
+    files = sorted(path.name for path in (plain / folder).iterdir())
+    assert "optimizer-00002-of-00002.safetensors" in files
+    assert [f for f in files if (plain / folder / f).read_bytes() != (other / folder / f).read_bytes()] == []
+    assert [step for step in (4, 8) if verify(other / f"checkpoints/step_{step}") is not None] == []
 
 
 def test_ranks_share_one_ledger(results: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_rollback
 import torch
 from miniature import NoOptions, registry, values, write_tokenizer
 from safetensors.torch import load_file
@@ -174,6 +175,19 @@ def test_a_full_disk_is_met_as_without_the_thread(
     assert "NO CHECKPOINT of step 10" in lines[0][-1]
     assert_same(tmp_path / "a", tmp_path / "b", [8, 12])
     assert checkpoint.at_step(tmp_path / "a" / "checkpoints", 12).state()["best"]["step"] == 12
+
+
+def test_a_run_goes_back_to_what_was_being_written(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad step right after the checkpoint, on a slow disk: it is waited for."""
+    bad = test_rollback.given(start, range(5, 6), stage__max_skipped_steps=0)
+    run(bad, registry(), tmp_path / "b")
+    before_writing(monkeypatch, 4, lambda: time.sleep(0.5))
+    bad["stage"]["checkpoint_async"] = True
+    run(bad, registry(), tmp_path / "a")
+    assert [entry.get("rolled_back_to") for entry in test_rollback.incidents(tmp_path / "a")] == [None, 4]
+    test_rollback.assert_same(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize(
