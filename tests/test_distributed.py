@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def alone(runs: list[Any], folder: Path) -> int:
         return subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=300).returncode
 
 
-def two_processes(runs: list[Any], folder: Path) -> None:
+def two_processes(runs: list[Any], folder: Path, program: Sequence[str] = ("tests/miniature.py",)) -> None:
     """Run them in two processes joined by gloo, as torchrun would start them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -47,7 +48,7 @@ def two_processes(runs: list[Any], folder: Path) -> None:
         with (folder / f"rank{rank}.txt").open("w") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "tests/miniature.py", json.dumps(runs)],
+                    [sys.executable, *program, json.dumps(runs)],
                     cwd=ROOT,
                     env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
                     stdout=log,

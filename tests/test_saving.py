@@ -19,6 +19,7 @@ import test_rollback
 import torch
 from miniature import NoOptions, registry, values, write_tokenizer
 from safetensors.torch import load_file
+from test_distributed import two_processes
 
 from components.trackers.jsonl import read_metrics
 from ghostvis_plugins import ComponentSpec, tracker
@@ -271,6 +272,46 @@ def test_a_run_told_to_stop_has_both_checkpoints(
         assert checkpoint.at_step(tmp_path / "a" / "checkpoints", step).step == step
     run(given(start), registry(), tmp_path / "a", resume=True)
     assert rows(tmp_path / "a") == rows(plain)
+
+
+FAULTY = """
+import errno, os, sys
+sys.path.insert(0, "tests")
+import miniature
+from ghostvis_plugins.errors import UnavailableError
+from stages import checkpoint
+
+write = checkpoint._write_tensors
+
+def fail(tensors, path, about=None):
+    where = (os.environ["RANK"], path.parents[2].name, path.parent.name)
+    if where == ("1", "full", ".partial-step_4"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if where == ("1", "broken", ".partial-step_8"):
+        raise OSError(errno.EIO, "Input/output error")
+    write(tensors, path, about)
+
+checkpoint._write_tensors = fail
+try:
+    miniature.main(sys.argv[1])
+except UnavailableError as error:
+    print("ENDED:", error)
+"""
+
+
+def test_ranks_agree_on_what_only_one_of_them_could_not_write(start: Path, tmp_path: Path) -> None:
+    runs = [[str(tmp_path / name), given(start), False] for name in ("full", "broken")]
+    two_processes(runs, tmp_path, ["-c", FAULTY])
+    said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert [text.count("NO CHECKPOINT of step 4") for text in said] == [1, 0]
+    assert [text.count("ENDED: cannot write a checkpoint to") for text in said] == [1, 1]
+    assert rows(tmp_path / "full")[-1]["step"] == 12
+    assert 9 <= rows(tmp_path / "broken")[-1]["step"] <= 12
+    for name, steps in (("full", [8, 12]), ("broken", [4])):
+        root = tmp_path / name / "checkpoints"
+        assert checkpoint.steps(root) == steps
+        assert all(checkpoint.verify(root / f"step_{step}") is None for step in steps)
+        assert not list(root.glob(".partial*"))
 
 
 KILLED = """
