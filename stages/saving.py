@@ -105,8 +105,10 @@ class Saver:
         self._waited += time.perf_counter() - began
 
     def settle(self) -> int | None:
-        """Wait until nothing is being written. The step whose checkpoint a full disk kept out, if it was so with the
-        last one. Raises what ended its writing."""
+        """Wait until nothing is being written. Raises what ended the writing.
+
+        Returns the step whose checkpoint a full disk kept out, and None where it did not.
+        """
         if self._pending is None:
             return None
         began = time.perf_counter()

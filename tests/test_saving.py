@@ -207,7 +207,7 @@ def test_what_ends_the_writing_ends_the_run_a_step_later(
     def hear(step: int) -> None:
         if step == 6:
             released.set()
-            time.sleep(0.3)
+            time.sleep(0.5)  # so that step 7 sees that it has failed
 
     before_writing(monkeypatch, 4, fail)
     with pytest.raises(kind, match=message):
