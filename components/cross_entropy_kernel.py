@@ -78,5 +78,5 @@ def _load(logits, start, columns, whole: tl.constexpr, block: tl.constexpr):  # 
 
 @triton.jit
 def _gap(z, softcap):  # type: ignore[no-untyped-def]
-    """1 - tanh(z / softcap): how far a capped logit stays below the cap, in caps. The tanh's slope is gap · (2 - gap)."""
+    """1 - tanh(z / softcap): how far a capped logit stays below the cap, in caps; its slope is gap · (2 - gap)."""
     return 2 / (1 + tl.exp(z * (2 / softcap)))

@@ -8,13 +8,14 @@
         state.json             step, position in the data stream, hash chain, best validation so far
         manifest.json          format_version, and size and sha256 of each of the above
 
-It is written in a folder of another name, every file and the folder are flushed to the disk, and one rename
-publishes it. A reader believes nothing that the manifest does not confirm. There are no random states to store:
-every step seeds its generators from (seed, step, rank).
+What goes into it is taken at one step (:func:`take`) and written then or later (:func:`write`): in a folder of another
+name; every file and the folder are flushed to the disk, and one rename publishes it. A reader believes nothing that the
+manifest does not confirm. There are no random states to store: every step seeds its generators from (seed, step, rank).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -105,21 +106,67 @@ def _same_shape(a: Tensor | None, b: Tensor | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype
 
 
-def write(
-    root: Path,
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a rank puts into the checkpoint of ``step``.
+
+    ``weights`` are whole, and on the main rank only; ``tensors`` and ``scalars`` are those of its own optimizer, named
+    ``parameter/key``, and by parameter.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    scalars: dict[str, dict[str, Any]]
+    state: Mapping[str, Any]
+
+
+@torch.no_grad()
+def take(
     step: int,
     model: nn.Module,
     optimizer: Any,
     names: list[str],
     state: Mapping[str, Any],
     ranks: Distributed = ALONE,
-) -> Checkpoint:
+    *,
+    copies: bool = False,
+) -> Snapshot:
+    """What :func:`write` needs; ``state`` is the run's own, for JSON. With ``copies``, which are in the host's memory,
+    training may go on before it is written; else a snapshot is only what the model and the optimizer hold.
+
+    All ranks call it, each with the ``optimizer`` of its own parameters and their ``names``.
+    """
+    weights = {}
+    for name, tensor in unique_tensors(model).items():
+        whole = tensor.full_tensor() if isinstance(tensor, _Parts) else tensor  # all ranks take part in it
+        if ranks.is_main and copies:
+            weights[name] = _to_host(whole)
+        elif ranks.is_main:  # whole for a moment only: the device has no room for all of a model that is shared out
+            weights[name] = tensor if whole is tensor else whole.cpu()
+    tensors, scalars = _optimizer_state(optimizer, names)
+    if copies:
+        tensors = {name: _to_host(tensor) for name, tensor in tensors.items()}
+        if ranks.device.type == "cuda":
+            torch.cuda.current_stream(ranks.device).synchronize()  # copies were only begun
+        state, scalars = copy.deepcopy((state, scalars))
+    return Snapshot(step, weights, tensors, scalars, state)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy in the host's memory, a DTensor's of its own part. From a CUDA device it arrives in the stream's order."""
+    plain = torch.contiguous_format
+    host = torch.empty_like(tensor, device="cpu", memory_format=plain, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor, non_blocking=tensor.is_cuda)
+
+
+def write(root: Path, snapshot: Snapshot, ranks: Distributed = ALONE) -> Checkpoint:
     """Write ``root/step_N``; when this returns, it is on the disk. Raises OSError, leaving nothing behind.
 
-    All ranks call it, each with the ``optimizer`` of its own parameters and their ``names``; all raise when one does.
+    All ranks call it; all raise when one does.
     """
+    step, tensors = snapshot.step, snapshot.tensors
     final, private = root / f"step_{step}", root / f".partial-step_{step}"
-    weights, (tensors, scalars) = _whole(unique_tensors(model), ranks), _optimizer_state(optimizer, names)
 
     def begin() -> None:
         root.mkdir(parents=True, exist_ok=True)
@@ -127,11 +174,11 @@ def write(
         private.mkdir()
 
     def publish() -> None:
-        _write_tensors(weights, private / MODEL)
+        _write_tensors(snapshot.weights, private / MODEL)
         if ranks.world == 1:
             _write_tensors(tensors, private / OPTIMIZER)
             shards[OPTIMIZER] = _describe(private / OPTIMIZER)
-        _write_json(private / STATE, {**state, "step": step, "optimizer": all_scalars})
+        _write_json(private / STATE, {**snapshot.state, "step": step, "optimizer": all_scalars})
         files = {**shards, **{name: _describe(private / name) for name in (MODEL, STATE)}}
         _write_json(private / MANIFEST, {"format_version": FORMAT_VERSION, "step": step, "files": files})
         for name in (*files, MANIFEST):
@@ -145,7 +192,7 @@ def write(
     ranks.on_main(begin)
     try:
         shards = _write_shards(tensors, private, ranks) if ranks.world > 1 else {}
-        all_scalars = {name: values for own in ranks.gather(scalars) for name, values in own.items()}
+        all_scalars = {name: values for own in ranks.gather(snapshot.scalars) for name, values in own.items()}
         ranks.on_main(publish)
     except OSError:
         if ranks.is_main:
@@ -154,43 +201,33 @@ def write(
     return Checkpoint(final, step)
 
 
-def _whole(tensors: Mapping[str, Tensor], ranks: Distributed) -> dict[str, Tensor]:
-    """On the main rank the tensors, put together one by one in its memory where ranks have parts; nothing on others."""
-    whole = {}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, _Parts):
-            full = tensor.full_tensor()  # all ranks take part in it
-            tensor = full.cpu() if ranks.is_main else full
-        if ranks.is_main:
-            whole[name] = tensor
-    return whole
-
-
 def _write_shards(tensors: dict[str, Tensor], folder: Path, ranks: Distributed) -> dict[str, Any]:
     """Each rank's tensors in a file of its own; what the manifest says of all files. Raises OSError on all ranks."""
     import torch.distributed.checkpoint as dcp  # seconds, which one process need not wait for
-    from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageWriter
+    from torch.distributed.checkpoint import CheckpointException
 
+    from .shard_file import ShardFile
+
+    file = folder / f"optimizer-{ranks.rank + 1:05d}-of-{ranks.world:05d}.safetensors"
     try:
-        dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        dcp.save(tensors, storage_writer=ShardFile(file, _write_tensors), process_group=ranks.group)
     except CheckpointException as error:
         for cause, _ in error.failures.values():
             if isinstance(cause, OSError):
                 raise cause from error
         raise
-    written: dict[str, Any] = {}
-    failed = None
+    described: Any = {}
     try:
-        for path in folder.glob(f"shard-{ranks.rank + 1:05d}-*"):  # none where a rank has nothing to write
-            final = folder / f"optimizer-{ranks.rank + 1:05d}-of-{ranks.world:05d}.safetensors"
-            path.rename(final)
-            written[final.name] = _describe(final)
+        if file.exists():  # not where a rank has nothing to write
+            described = {file.name: _describe(file)}
     except OSError as error:
-        failed = error
-    for other in ranks.gather(failed):
-        if other is not None:
-            raise other
-    return {name: about for own in ranks.gather(written) for name, about in own.items()}
+        described = error
+    written: dict[str, Any] = {}
+    for own in ranks.gather(described):
+        if isinstance(own, OSError):
+            raise own
+        written |= own
+    return written
 
 
 def _read_shards(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -341,10 +378,10 @@ def _optimizer_state(optimizer: Any, names: list[str]) -> tuple[dict[str, Tensor
     return tensors, scalars
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
     """Raises OSError also where safetensors, which hides the system's errors in its own, cannot write."""
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, about)
     except SafetensorError as error:
         if (found := system_error(error, path)) is None:
             raise

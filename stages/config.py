@@ -136,6 +136,11 @@ class TrainConfig(BaseModel):
     eval_every: int = Field(0, ge=0, description="Steps between validations; 0 validates at the end only.")
     eval_samples: int = Field(256, ge=0, description="Validation samples, always the same ones; 0 never validates.")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 keeps one at the end only.")
+    checkpoint_async: bool | Literal["auto"] = Field(
+        "auto",
+        description="Copy weights and optimizer state to the host's memory and write the checkpoint from there while "
+        "training goes on; auto: on a CUDA device. On a CPU the copies are a second set of both.",
+    )
     keep_checkpoints: int = Field(
         2, ge=1, description="Newest checkpoints that stay; the best one stays as well where it is exported."
     )

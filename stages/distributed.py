@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,12 +29,13 @@ PATIENCE = timedelta(hours=2)
 
 @dataclass(frozen=True, slots=True)
 class Distributed:
-    """This process among its peers, and the device it computes on."""
+    """This process among its peers, and the device it computes on; ``group`` is another than the process's first."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     owns_group: bool = False
+    group: Any = None
 
     @classmethod
     def start(cls, device: str = "auto", threads: int = 0) -> Distributed:
@@ -58,6 +59,22 @@ class Distributed:
             )
         return cls(rank, world, chosen, joins)
 
+    def apart(self) -> Distributed:
+        """The same ranks in a gloo group of their own: for a thread, whose collectives must not meet those of another.
+
+        All ranks call it. The group ends with the process's first one. Raises UnavailableError.
+        """
+        if self.world == 1:
+            return self
+        try:
+            group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        except RuntimeError as error:
+            raise UnavailableError(
+                f"processes cannot reach one another by gloo, to write checkpoints beside the training: {error}",
+                hint="GLOO_SOCKET_IFNAME names the network interface; stage.checkpoint_async = false needs no gloo",
+            ) from error
+        return replace(self, group=group, owns_group=False)
+
     def stop(self) -> None:
         """Leave the process group, if this object joined it."""
         if self.owns_group and dist.is_initialized():
@@ -76,12 +93,12 @@ class Distributed:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.group)
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add up ``tensor`` over the ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def on_main(self, action: Callable[[], Any]) -> Any:
@@ -102,7 +119,7 @@ class Distributed:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
 

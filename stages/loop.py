@@ -24,9 +24,8 @@ from components.batch import Batch
 from components.compiled import compiled
 from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
-from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError, UnavailableError
+from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError
 
-from . import checkpoint
 from .config import TrainConfig
 from .context import RunContext
 from .data import StepPlan, Stream, StreamState, shard_of
@@ -40,6 +39,7 @@ from .optim import Schedule, clip_factor, set_modes
 from .packing import Cost
 from .parallel import Alone
 from .progress import Progress
+from .saving import Saver, Spared
 from .stopping import Stopping
 from .validation import Validation
 from .watchdog import Watchdog
@@ -48,7 +48,7 @@ INCIDENTS = "incidents.jsonl"
 
 MEASURED = frozenset({
     "seconds", "tokens_per_second", "images_per_second", "flops", "flops_per_second", "mfu", "memory_bytes",
-    "energy_joules", "time_other", *(f"time_{phase}" for phase in PHASES),
+    "energy_joules", "time_other", "time_checkpoint", *(f"time_{phase}" for phase in PHASES),
 })  # fmt: skip
 """Figures that hang on the machine and on what was cached, not on seed and samples."""
 
@@ -85,17 +85,24 @@ class Loop:
     skipped_steps: int = 0  # with a loss or gradient that was not finite
     skipped_in_a_row: int = 0
     rollbacks: list[dict[str, int]] = field(default_factory=list)  # {"first", "last"} bad step, "to" which checkpoint
-    _saved: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
         self.dist = self.context.dist
         self.schedule = Schedule(self.config, self.steps)
         self.checkpoints = self.context.run_dir / "checkpoints"
-        self._saved = self.step
         self._best_before = self.best
         self._stop = False  # some rank was asked to stop before the end of the last finished step
-        # Checkpoints after the one that was resumed from were found damaged: they count for nothing until rewritten.
-        self._damaged = {step for step in checkpoint.steps(self.checkpoints) if step > self.step}
+        self._failed = False  # some rank's thread cannot write the checkpoint
+        chosen = self.config.checkpoint_async
+        self.saver = Saver(
+            self.checkpoints,
+            self.dist,
+            self._alarm,
+            keep=self.config.keep_checkpoints,
+            every=self.config.keep_every,
+            done=self.step,
+            asynchronous=self.dist.device.type == "cuda" if chosen == "auto" else chosen,
+        )
         self.state: StreamState = self.stream.state.copy()  # of the data behind the last finished step
         encodes = self.collator.cache is None
         self.cost = Cost.of(self.model, encodes=encodes)
@@ -114,6 +121,7 @@ class Loop:
         left = self.steps - self.step
         with (
             Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
+            self.saver,
             Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
             compiled(self.model, enabled=self._compiles()),
             deterministic(enabled=self.config.deterministic),
@@ -134,6 +142,8 @@ class Loop:
             last = self.step == self.steps
             better = False
             if last or (self.config.eval_every and self.step % self.config.eval_every == 0):
+                self._settle()  # what could not be saved is not the best so far
+                watchdog.beat()
                 better = self._validate(row)
                 set_modes(self.model)
                 watchdog.beat()
@@ -142,7 +152,11 @@ class Loop:
             due = self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0
             stop = self._stop and not last  # a complete run has nothing to be continued
             read = better and self.config.export == "best"  # otherwise nothing would read the better one
-            if last or stop or due or read:
+            saves = last or stop or due or read
+            if saves or self._failed:
+                self._settle()
+                watchdog.beat()
+            if saves:
                 self._save(must=last or stop)
                 watchdog.beat()
             if stop:
@@ -162,7 +176,8 @@ class Loop:
         loaded, plan = begun.step, begun.step.plan
         nll, learnt, flops = self._backward(begun)
         self.parallel.sum_gradients()
-        own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), self.stopping.requested]
+        asked = [self.stopping.requested, self.saver.failed]
+        own = [learnt, len(loaded.bad), flops / 1e9, self.meter.joules(), *asked]
         totals = self.dist.sum_(torch.cat([nll[None], to_device(own, nll.device)]))
         found = to_host(torch.cat([totals, self.parallel.norm().to(totals)[None]]))
         if self.encodes_ahead and step < self.steps:  # work for the device while the host reads, and steps
@@ -170,11 +185,10 @@ class Loop:
                 self._begun = self._begin(loader)
             except GhostVisError as error:  # of the next step: this one is learnt, and saved if it is due
                 self._begun = error
-        loss_sum, targets, failed, gigaflops, joules, stops, norm = (
-            found()
-        )  # the one time in a step that it is waited for
-        self._stop = stops > 0
-        if failed or plan.bad:
+        # the one time in a step that it is waited for
+        loss_sum, targets, unusable, gigaflops, joules, stops, failures, norm = found()
+        self._stop, self._failed = stops > 0, failures > 0
+        if unusable or plan.bad:
             self._note([*plan.bad, *loaded.bad], step)
         if targets == 0:
             raise DataError(f"step {step}: none of its samples could be used; see bad_samples.jsonl")
@@ -232,6 +246,8 @@ class Loop:
             row["memory_bytes"] = memory
         if joules:
             row["energy_joules"] = round(joules, 2)
+        if stood_still := self.saver.seconds():
+            row["time_checkpoint"] = round(stood_still, 5)
         return row
 
     def _begin(self, loader: Loader) -> Begun:
@@ -311,9 +327,10 @@ class Loop:
         an incident. To go back and pass over the batches is what PaLM's training did (Chowdhery et al. 2022, §5.1).
         Raises GhostVisError when there is no such checkpoint, or none that was written since the run last went back.
         """
+        self._settle()
         first = step - self.skipped_in_a_row + 1
         searches = self.dist.is_main and self.parallel.whole
-        found = self.dist.gather(self._before(first) if searches else None)[0]
+        found = self.dist.gather(self.saver.before(first) if searches else None)[0]
         earlier = self.rollbacks[-1] if self.rollbacks else None
         if found is None or (earlier and found.step <= earlier["last"]):
             said += f"\n{self.skipped_in_a_row} such steps in a row, and {self.config.max_skipped_steps} are allowed"
@@ -334,13 +351,6 @@ class Loop:
         self.rollbacks.append({"first": first, "last": step, "to": found.step})
         self.incidents.add({"step": step, "rolled_back_to": found.step, "bad_steps": [first, step]})
         self._alarm(f"{said}\nsteps {first} to {step} are left out: WENT BACK to the weights of step {found.step}")
-
-    def _before(self, step: int) -> checkpoint.Checkpoint | None:
-        """The newest whole checkpoint of an earlier step."""
-        for earlier in reversed(checkpoint.steps(self.checkpoints)):
-            if earlier < step and checkpoint.verify(folder := self.checkpoints / f"step_{earlier}") is None:
-                return checkpoint.Checkpoint(folder, earlier)
-        return None
 
     def _log(self, row: Mapping[str, Any]) -> None:
         for tracker in self.trackers:
@@ -371,12 +381,10 @@ class Loop:
         return True
 
     def _save(self, *, must: bool) -> None:
-        """Write a checkpoint. Raises UnavailableError when that fails, but goes on without one when the disk is full
-        and it is not a ``must``."""
+        """Take a checkpoint, and see it written if that is a ``must``. Raises UnavailableError when it cannot be, but a
+        full disk keeps one out that is not a ``must``, and the run goes on."""
         self.ledger.journal.flush()
         self.incidents.flush()
-        if self.step == self._saved:
-            return
         state = {
             "stream": self.state.to_json(),
             "best": self.best,
@@ -385,42 +393,17 @@ class Loop:
             "rollbacks": self.rollbacks,
             "identity": identity(self.context, self.config, self.stream.datasets),
         }
-        try:
-            self._write(state)
-        except OSError as error:  # on all ranks, where it was on any
-            if must or error.errno not in DISK_FULL:
-                raise UnavailableError(
-                    f"cannot write a checkpoint to {self.checkpoints}: {error.strerror or error}",
-                    hint="free some space; --resume goes on from the last checkpoint",
-                ) from error
-            self._alarm(f"NO CHECKPOINT of step {self.step}: the disk of {self.checkpoints} is full; training goes on")
-            if self.best and self.best["step"] == self.step:
-                self.best = self._best_before  # the best of those that can be exported
-        self._saved = self.step
+        best, before = (int(best["step"]) if best else None for best in (self.best, self._best_before))
+        good = self.step - self.skipped_in_a_row if self.skipped_in_a_row else None
+        self.saver.save(self.step, self.parallel, state, must=must, spared=Spared(best, before, good))
+        if must or not self.saver.asynchronous:
+            self._settle()
 
-    def _write(self, state: Mapping[str, Any]) -> None:
-        """Write and prune. On a full disk, prune down to the newest checkpoint and try once more. Raises OSError."""
-        parts = (self.model, self.parallel.optimizer, self.parallel.names)
-        arguments = (self.checkpoints, self.step, *parts, state, self.dist)
-        try:
-            checkpoint.write(*arguments)
-        except OSError as error:
-            if error.errno not in DISK_FULL or not (removed := self._prune(1, self.best, self._best_before)):
-                raise
-            self._alarm(f"the disk of {self.checkpoints} is full: removed checkpoints {', '.join(map(str, removed))}")
-            checkpoint.write(*arguments)
-        self._damaged.discard(self.step)
-        self._prune(self.config.keep_checkpoints, self.best)
-
-    def _prune(self, keep: int, *spared: dict[str, float] | None) -> list[int]:
-        """Steps whose checkpoints the main rank removed; the same on all."""
-        protected, every = [int(best["step"]) for best in spared if best], self.config.keep_every
-        if self.skipped_in_a_row:  # one more bad step, and the run goes back to the last checkpoint before them
-            found = set(checkpoint.steps(self.checkpoints)) - self._damaged
-            protected += sorted(step for step in found if step <= self.step - self.skipped_in_a_row)[-1:]
-        return self.dist.on_main(  # type: ignore[no-any-return]
-            lambda: checkpoint.prune(self.checkpoints, keep, protected, every=every, ignored=self._damaged)
-        )
+    def _settle(self) -> None:
+        """Wait until no checkpoint is being written, and act on what became of it."""
+        lost = self.saver.settle()
+        if self.best and self.best["step"] == lost:
+            self.best = self._best_before  # the best of those that can be exported
 
 
 def identity(context: RunContext, config: TrainConfig, datasets: Mapping[str, Any]) -> dict[str, Any]:

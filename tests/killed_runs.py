@@ -37,8 +37,19 @@ _LOADED_ONCE = (
 )  # else every forked process spends most of its time on these
 
 STEPS, EVERY = 30, 4
-SHARED = "SIGKILL of one of two, FSDP"
-WAYS = ("kill -9", "SIGTERM", "SIGKILL of one of two", "SIGTERM of one of two", "SIGKILL of both", SHARED)
+WAYS = (
+    "kill -9",
+    "SIGTERM",
+    "SIGKILL of one of two",
+    "kill -9, async",
+    "SIGTERM of one of two",
+    "SIGKILL of both",
+    "SIGKILL of one of two, FSDP",
+    "SIGTERM of one of two, async",
+    "SIGKILL of one of two, async",
+    "SIGKILL of one of two, FSDP, async",
+)
+"""FSDP: weights are shared out. Async: checkpoints are written while training goes on."""
 
 
 @dataclass
@@ -56,7 +67,7 @@ class Killed:
     seconds: float = 0.0
 
 
-def given(start: Path, seconds: float, shared: bool) -> dict[str, Any]:
+def given(start: Path, seconds: float, way: str) -> dict[str, Any]:
     return values(
         start,
         stage__steps=STEPS,
@@ -65,7 +76,8 @@ def given(start: Path, seconds: float, shared: bool) -> dict[str, Any]:
         stage__eval_every=10,
         stage__eval_samples=8,
         stage__keep_checkpoints=99,
-        stage__fsdp_above=0 if shared else None,
+        stage__fsdp_above=0 if "FSDP" in way else None,
+        stage__checkpoint_async="async" in way,
         tracker={"name": "slow", "seconds": seconds},
     )
 
@@ -112,11 +124,13 @@ def wait(pids: list[int], seconds: float = 120) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def train(
-    folder: Path, start: Path, world: int, *, seconds: float = 0.0, resume: bool = False, shared: bool = False
-) -> list[int]:
+def train(folder: Path, start: Path, way: str, *, seconds: float = 0.0, resume: bool = False) -> list[int]:
     found = registry(*flat(slow_plugin.ghostvis_components()))
-    return fork(folder, world, lambda: run(given(start, seconds, shared), found, folder, resume=resume))
+    return fork(folder, world_of(way), lambda: run(given(start, seconds, way), found, folder, resume=resume))
+
+
+def world_of(way: str) -> int:
+    return 2 if "two" in way or "both" in way else 1
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -126,12 +140,12 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def kill_and_continue(home: Path, number: int, way: str, dice: random.Random) -> Killed:
     folder, start = home / f"run-{number}", home / "tokenizer"
-    world, shared = 2 if "two" in way or "both" in way else 1, way == SHARED
+    world = world_of(way)
     step, within = dice.randint(1, STEPS - 3), dice.random() * 0.04
     writing = dice.random() < 0.4  # in the middle of a checkpoint, if it can be caught
     result = Killed(way, f"{'writing after' if writing else 'after'} step {step}")
     begun = time.monotonic()
-    pids = train(folder, start, world, seconds=0.02, shared=shared)
+    pids = train(folder, start, way, seconds=0.02)
     checkpoints = folder / "checkpoints"
     published: set[int] = set()
     while not (found := read_metrics(folder)) or found[-1]["step"] < step:
@@ -151,32 +165,33 @@ def kill_and_continue(home: Path, number: int, way: str, dice: random.Random) ->
         os.kill(pid, number_of)
     result.codes = wait(pids)
     result.stopped_at = read_metrics(folder)[-1]["step"]
-    # A due checkpoint follows its row, and is there when the next row is.
-    published |= set(checkpoint.steps(checkpoints)) | set(range(EVERY, result.stopped_at, EVERY))
+    # A due checkpoint follows its row, and is there when the next row is, or that after the next one's turn.
+    sure = result.stopped_at - (EVERY if "async" in way else 0)
+    published |= set(checkpoint.steps(checkpoints)) | set(range(EVERY, sure, EVERY))
     result.published = sorted(published)
     whole = [step for step in result.published if checkpoint.verify(checkpoints / f"step_{step}") is None]
     result.lost = sorted(published - set(whole))
     result.resumed_from = max(whole, default=0)
-    codes = wait(train(folder, start, world, resume=True, shared=shared))
-    whole_run = rows(home / undisturbed(world, shared))
+    codes = wait(train(folder, start, way, resume=True))
+    whole_run = rows(home / undisturbed(way))
     result.same = codes == [0] * world and rows(folder) == whole_run and len(whole_run) == STEPS
     result.seconds = time.monotonic() - begun
     return result
 
 
-def undisturbed(world: int, shared: bool) -> str:
-    """The run that nobody disturbs."""
-    return f"whole-{world}-shared" if shared else f"whole-{world}"
+def undisturbed(way: str) -> str:
+    """The run that nobody disturbs; each of its checkpoints is written before it goes on."""
+    return f"whole-{world_of(way)}" + ("-shared" if "FSDP" in way else "")
 
 
 def torment(home: Path, count: int, seed: int) -> Iterator[Killed]:
     """Kill and continue ``count`` runs in ``home``, each way in turn."""
     dice = random.Random(seed)
     assert wait(fork(home / "tokenizer", 1, lambda: write_tokenizer(home / "tokenizer"))) == [0]
-    for world, shared in ((1, False), (2, False), (2, True)):
-        name = undisturbed(world, shared)
-        codes = wait(train(home / name, home / "tokenizer", world, shared=shared))
-        assert codes == [0] * world, (home / f"{name}.log").read_text()
+    for way in ("alone", "two", "two, FSDP"):
+        name = undisturbed(way)
+        codes = wait(train(home / name, home / "tokenizer", way))
+        assert codes == [0] * world_of(way), (home / f"{name}.log").read_text()
     for number in range(count):
         yield kill_and_continue(home, number, WAYS[number % len(WAYS)], dice)
 
@@ -186,13 +201,13 @@ def main() -> None:
     good = 0
     with tempfile.TemporaryDirectory() as folder:
         print(
-            f"{'way':27} {'moment':22} {'exit codes':12} {'at':>3} {'from':>4} "
+            f"{'way':34} {'moment':22} {'exit codes':12} {'at':>3} {'from':>4} "
             f"{'kept':>4} {'lost':>4} {'same':>5} {'s':>5}"
         )
         for number, r in enumerate(torment(Path(folder), count, seed)):
             codes = ",".join(map(str, r.codes))
             print(
-                f"{r.way:27} {r.moment:22} {codes:12} {r.stopped_at:3} {r.resumed_from:4} "
+                f"{r.way:34} {r.moment:22} {codes:12} {r.stopped_at:3} {r.resumed_from:4} "
                 f"{len(r.published):4} {len(r.lost):4} {r.same!s:>5} {r.seconds:5.1f}",
                 flush=True,
             )

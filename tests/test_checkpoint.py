@@ -40,7 +40,7 @@ def trained(net: nn.Module, steps: int = 3) -> tuple[torch.optim.AdamW, list[str
 
 def save(root: Path, step: int, seed: int = 0) -> nn.Module:
     net = model(seed)
-    checkpoint.write(root, step, net, *trained(net), {"data_hash": "abc"})
+    checkpoint.write(root, checkpoint.take(step, net, *trained(net), {"data_hash": "abc"}))
     return net
 
 
@@ -51,7 +51,7 @@ def quiet(message: str) -> None:
 def test_a_checkpoint_restores_everything(tmp_path: Path) -> None:
     net = model(1)
     optimizer, names = trained(net)
-    checkpoint.write(tmp_path, 4, net, optimizer, names, {"data_hash": "abc", "best": None})
+    checkpoint.write(tmp_path, checkpoint.take(4, net, optimizer, names, {"data_hash": "abc", "best": None}))
     found = checkpoint.latest(tmp_path, quiet)
     assert found is not None
     assert found.step == 4
@@ -85,7 +85,7 @@ def test_there_is_no_pickle_in_it(tmp_path: Path) -> None:
 def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
     net = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     net["b"].weight = net["a"].weight
-    checkpoint.write(tmp_path, 1, net, torch.optim.SGD(net.parameters()), [], {})
+    checkpoint.write(tmp_path, checkpoint.take(1, net, torch.optim.SGD(net.parameters()), [], {}))
     other = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
     other["b"].weight = other["a"].weight
     checkpoint.at_step(tmp_path, 1).load_model(other)

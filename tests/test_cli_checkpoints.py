@@ -27,7 +27,9 @@ def run_dir(tmp_path: Path) -> Path:
     net = nn.ModuleDict({"moves": nn.Linear(4, 4, bias=False), "stays": nn.Linear(4, 4)})
     for step in range(2, 12, 2):
         state = {"best": {"step": 4, "val_loss": 1.5}}
-        checkpoint.write(tmp_path / "checkpoints", step, net, torch.optim.SGD(net.parameters()), [], state)
+        checkpoint.write(
+            tmp_path / "checkpoints", checkpoint.take(step, net, torch.optim.SGD(net.parameters()), [], state)
+        )
         with torch.no_grad():
             net["moves"].weight.mul_(1.1)
     return tmp_path

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from safetensors.torch import load_file
 
 from components.trackers.jsonl import read_metrics
 from ghostvis_plugins.errors import ConfigError, UnavailableError
+from stages.checkpoint import verify
 from stages.distributed import Distributed, autocast, choose_device
+from stages.loop import MEASURED
 from stages.runner import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +37,7 @@ def alone(runs: list[Any], folder: Path) -> int:
         return subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=300).returncode
 
 
-def two_processes(runs: list[Any], folder: Path) -> None:
+def two_processes(runs: list[Any], folder: Path, program: Sequence[str] = ("tests/miniature.py",)) -> None:
     """Run them in two processes joined by gloo, as torchrun would start them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,7 +48,7 @@ def two_processes(runs: list[Any], folder: Path) -> None:
         with (folder / f"rank{rank}.txt").open("w") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "tests/miniature.py", json.dumps(runs)],
+                    [sys.executable, *program, json.dumps(runs)],
                     cwd=ROOT,
                     env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": str(ROOT)},
                     stdout=log,
@@ -94,10 +97,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     status = alone([[str(folder / "two" / "killed"), {**plain, "stage": ahead, "tracker": DEATH}, False]], folder)
     assert status == -signal.SIGKILL, (folder / "alone.txt").read_text()
     later = {**plain, "stage": {**plain["stage"], "workers": 1, "prefetch": 0}}
-    runs = [[str(folder / "two" / name), given, False] for name, given in cases.items()]
+    background = {**plain, "stage": {**plain["stage"], "checkpoint_async": True, "checkpoint_every": 4}}
+    runs = [[str(folder / "two" / name), given, False] for name, given in [*cases.items(), ("async", background)]]
     runs += [[str(folder / "two" / "micro"), other_micro, False], [str(resumed), plain, True]]
     runs += [[str(folder / "two" / "killed"), later, True]]
     two_processes(runs, folder)
+    shutil.copytree(folder / "two" / "async", folder / "two" / "async-resumed")
+    shutil.rmtree(folder / "two" / "async-resumed" / "checkpoints" / "step_12")
+    two_processes([[str(folder / "two" / "async-resumed"), background, True]], folder)
     for name in ("adamw", "muon"):
         resumed = folder / "one" / f"{name}-resumed"
         shutil.copytree(folder / "two" / name, resumed)
@@ -156,6 +163,22 @@ def test_every_rank_keeps_its_share_of_the_optimizer_state(results: Path) -> Non
 
 def test_two_processes_continue_what_died(results: Path) -> None:
     assert_same(results / "one" / "plain", results / "two" / "killed")
+
+
+@pytest.mark.parametrize("name", ["async", "async-resumed"])
+def test_checkpoints_written_meanwhile_change_nothing(results: Path, name: str) -> None:
+    """Bit for bit, also where two processes went on from one of them."""
+    plain, other = results / "two" / "plain", results / "two" / name
+    rows = [
+        [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run_dir)]
+        for run_dir in (plain, other)
+    ]
+    assert rows[0] == rows[1]
+    folder = Path("checkpoints") / "step_12"
+    files = sorted(path.name for path in (plain / folder).iterdir())
+    assert "optimizer-00002-of-00002.safetensors" in files
+    assert [f for f in files if (plain / folder / f).read_bytes() != (other / folder / f).read_bytes()] == []
+    assert [step for step in (4, 8) if verify(other / f"checkpoints/step_{step}") is not None] == []
 
 
 def test_ranks_share_one_ledger(results: Path) -> None:

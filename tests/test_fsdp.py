@@ -86,12 +86,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     low = values(start, "pretrain", dataset={"texts": {}}, dtype="bfloat16", **often)
     for name, given in cases.items():
         run(given, registry(), folder / "one" / name)
-    runs = [[str(folder / "two" / name), given, False] for name, given in [*cases.items(), ("low", low)]]
+    low_async = {**low, "stage": {**low["stage"], "checkpoint_async": True}}
+    more = [("low", low), ("low-async", low_async)]
+    runs = [[str(folder / "two" / name), given, False] for name, given in [*cases.items(), *more]]
     two_processes(runs, folder)
-    for source, target in (("two/low", "two/low-resumed"), ("one/sft", "two/sft-resumed"), ("two/sft", "one/resumed")):
+    for source, target in (
+        ("two/low-async", "two/low-resumed"),
+        ("one/sft", "two/sft-resumed"),
+        ("two/sft", "one/resumed"),
+    ):
         shutil.copytree(folder / source, folder / target)
         shutil.rmtree(folder / target / "checkpoints" / "step_12")
-    later = [("low-resumed", low), ("sft-resumed", cases["sft"])]
+    later = [("low-resumed", low_async), ("sft-resumed", cases["sft"])]
     two_processes([[str(folder / "two" / name), given, True] for name, given in later], folder)
     run(cases["sft"], registry(), folder / "one" / "resumed", resume=True)
     return folder
@@ -108,11 +114,13 @@ def test_checkpoints_are_for_any_number_of_ranks(results: Path) -> None:
 
 
 def test_the_same_layout_continues_to_the_bit_also_in_bfloat16(results: Path) -> None:
-    whole, resumed = results / "two" / "low", results / "two" / "low-resumed"
-    assert rows(whole) == rows(resumed)
-    first, second = (parts(run_dir / "checkpoints" / "step_12") for run_dir in (whole, resumed))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    """What resumes from a checkpoint that was written while training went on is what never did such a thing."""
+    whole, behind, resumed = (results / "two" / name for name in ("low", "low-async", "low-resumed"))
+    assert rows(whole) == rows(behind) == rows(resumed)
+    for run_dir, step in ((behind, 6), (behind, 12), (resumed, 12)):
+        first, second = (parts(folder / f"checkpoints/step_{step}") for folder in (whole, run_dir))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
     saved = load_file(whole / "checkpoints" / "step_12" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}  # what is computed in is no weight
     exported = load_file(whole / "model" / "model.safetensors")

@@ -20,6 +20,8 @@ from components.cross_entropy import linear_cross_entropy
 from components.optimizers.adamw import build, join
 from components.optimizers.config import AdamW
 from components.trackers.jsonl import read_metrics
+from stages import checkpoint
+from stages.distributed import Distributed
 from stages.loader import Loader
 from stages.loop import Loop
 from stages.runner import run
@@ -83,6 +85,38 @@ def test_adamw_of_two_halves() -> None:
         results.append([join(p.detach().view(torch.int16), optimizer.state[p]["low"]).cpu() for p in parameters])
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(expected, found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["ours", "torch"])
+def test_a_snapshot_is_that_of_its_moment(tmp_path: Path, optimizer: str) -> None:
+    """Everything is overwritten right after it was taken; files are those of a checkpoint that training waited for."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if optimizer == "ours" else torch.float32
+    model = torch.nn.Sequential(torch.nn.Linear(2048, 4096, bias=False), torch.nn.Linear(4096, 2048)).to("cuda", dtype)
+    groups = [{"params": list(model.parameters()), "names": [name for name, _ in model.named_parameters()], "lr": 1e-3}]
+    adamw = build(AdamW(), groups=groups) if optimizer == "ours" else torch.optim.AdamW(model.parameters(), fused=True)
+    names, ranks = groups[0]["names"], Distributed(device=torch.device("cuda", torch.cuda.current_device()))
+
+    def step() -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        adamw.step()
+
+    step()
+    checkpoint.write(tmp_path / "waited", checkpoint.take(1, model, adamw, names, {}, ranks), ranks)
+    for _ in range(3):  # the device has work before it, and memory that is pinned comes again
+        torch.cuda._sleep(10**7)
+        taken = checkpoint.take(1, model, adamw, names, {}, ranks, copies=True)
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *(t for s in adamw.state.values() for t in s.values() if t.ndim)):
+                tensor.mul_(0)
+        assert all(t.device.type == "cpu" for t in (*taken.weights.values(), *taken.tensors.values()))
+        checkpoint.write(tmp_path / "meanwhile", taken, ranks)
+        found = checkpoint.at_step(tmp_path / "meanwhile", 1)
+        for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
+            assert (found.folder / file).read_bytes() == (tmp_path / "waited/step_1" / file).read_bytes()
+        found.load_model(model)
+        found.load_optimizer(adamw, names)
 
 
 def test_a_compiled_decoder_learns_as_on_the_cpu() -> None:

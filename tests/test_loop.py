@@ -120,8 +120,10 @@ def test_one_step_is_the_mean_over_all_targets(start: Path, tmp_path: Path) -> N
     assert row["target_tokens"] == sum(targets)
 
 
-def test_a_resumed_run_is_the_same_run(start: Path, tmp_path: Path) -> None:
-    """Twelve steps, and eight and six after an interruption: bit for bit, with metrics, data order and dropout."""
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_resumed_run_is_the_same_run(start: Path, tmp_path: Path, asynchronous: bool) -> None:
+    """Twelve steps, and eight and six after an interruption: bit for bit, with metrics, data order and dropout; also
+    where checkpoints of the latter are written while training goes on."""
     given = values(
         start,
         encoder__dropout=0.3,
@@ -132,6 +134,7 @@ def test_a_resumed_run_is_the_same_run(start: Path, tmp_path: Path) -> None:
         stage__keep_checkpoints=9,
     )
     run(given, registry(), tmp_path / "whole")
+    given["stage"]["checkpoint_async"] = asynchronous
     stopped = {**given, "tracker": {"name": "interrupt"}}
     with pytest.raises(KeyboardInterrupt):
         run(stopped, registry(interruption(8)), tmp_path / "parts")

@@ -97,8 +97,11 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def hog(disk: Path, *, first: int, last: int = 0, at_the_end: bool = False) -> ComponentSpec:
-    """A tracker that fills ``disk`` at step ``first``, or when all steps are done, and frees it after step ``last``."""
+def hog(disk: Path, *, first: int, last: int = 0, at_the_end: bool = False, after: Path | None = None) -> ComponentSpec:
+    """A tracker that fills ``disk`` at step ``first``, or when all steps are done, and frees it after step ``last``.
+
+    It waits for ``after`` to be there, which may be on its way.
+    """
 
     class Hog:
         def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -108,6 +111,8 @@ def hog(disk: Path, *, first: int, last: int = 0, at_the_end: bool = False) -> C
                 (disk / "ballast").unlink()
 
         def fill(self) -> None:
+            while after is not None and not after.exists():
+                time.sleep(0.01)
             with pytest.raises(OSError, match="No space"):
                 fill(disk / "ballast")
 
@@ -167,10 +172,11 @@ def test_training_goes_on_while_a_disk_is_full(
     assert rows(disk / "a") == rows(tmp_path / "whole")
 
 
-def test_the_last_checkpoint_is_not_given_up(start: Path, disk: Path) -> None:
-    given = given_often(start, stage__keep_checkpoints=1)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_last_checkpoint_is_not_given_up(start: Path, disk: Path, asynchronous: bool) -> None:
+    given = given_often(start, stage__keep_checkpoints=1, stage__checkpoint_async=asynchronous)
     with pytest.raises(UnavailableError, match="No space left"):
-        run(given, registry(hog(disk, first=5, last=99)), disk / "a")
+        run(given, registry(hog(disk, first=5, last=99, after=disk / "a/checkpoints/step_4")), disk / "a")
     found = checkpoint.latest(disk / "a" / "checkpoints", pytest.fail)
     assert found is not None
     assert found.step == 4
