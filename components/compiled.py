@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghostvis_plugins import GhostVisError
 
@@ -50,3 +50,12 @@ def _methods(cls: type) -> tuple[str, ...]:
             f"{cls.__module__}.{cls.__name__}.compiles: {named!r} is no tuple of methods that it defines"
         )
     return named
+
+
+def add_product(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
+    """``x + layer(y)`` of rows ``[T, D]``, to be read at once by more work of the same method.
+
+    Of two dimensions the compiler would make one product with an addend, for which ``x`` is copied first; of three it
+    adds where the sum is read.
+    """
+    return (x[None] + layer(y[None]))[0]  # type: ignore[no-any-return]

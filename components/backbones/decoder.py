@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components import packages
-from components.attention import Attend, KVCache, attends, check_length
+from components.attention import Attend, KVCache, attends, check_length, pick
+from components.compiled import add_product
 from components.cross_entropy import linear_cross_entropy
 from components.precision import autocast_dtype
 from components.pretrained import sources
@@ -99,14 +100,14 @@ class Layer(nn.Module):
         """``x`` ``[T, D]`` → ``[T, D]``, or ``[S, D]`` of the given rows."""
         attended = attend(*self.before(x, turns)).flatten(1)
         if rows is not None:
-            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+            x, attended = pick(x, rows), pick(attended, rows)
         return self.after(x, attended)
 
     def before(self, x: Tensor, turns: Turns) -> tuple[Tensor, Tensor, Tensor]:
         return self.self_attn(self.input_layernorm(x), turns)  # type: ignore[no-any-return]
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.self_attn.o_proj(attended)
+        x = add_product(x, self.self_attn.o_proj, attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

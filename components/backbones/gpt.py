@@ -19,7 +19,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from components.attention import Attend, KVCache, attends, check_length
+from components.attention import Attend, KVCache, attends, check_length, pick
+from components.compiled import add_product
 from components.cross_entropy import linear_cross_entropy
 from components.precision import autocast_dtype
 from components.recompute import through
@@ -48,7 +49,7 @@ class Block(nn.Module):
         """``x`` ``[T, D]`` → ``[T, D]``, or ``[S, D]`` when only some rows are wanted."""
         attended = attend(*self.before(x, turns)).flatten(1)
         if rows is not None:
-            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+            x, attended = pick(x, rows), pick(attended, rows)
         return self.after(x, attended)
 
     def before(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +75,7 @@ class Block(nn.Module):
         return rotate(rms_norm(q), turns, apart=True), rotate(rms_norm(k), turns, apart=True), v
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.out(attended)
+        x = add_product(x, self.out, attended)
         return x + self.down(relu_squared(self.up(rms_norm(x))))
 
 
