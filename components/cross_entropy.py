@@ -70,8 +70,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # A second copy of the head's gradient is a gigabyte, so only a graph that is kept for another pass has it.
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
         found = [
-            None if d is None else d.mul_(grad).to(dtype)
+            None if d is None else (d.mul(grad) if kept else d.mul_(grad)).to(dtype)
             for d, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *found, None, None, None
