@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from components.precision import HALF, autocast_dtype
+from components.toolchain import lacking
 
 PIECE_BYTES = 2**31
 """Most memory for the float32 logits of one piece."""
@@ -104,8 +104,11 @@ def _piece(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
 
 @cache
 def _on(device: str) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """:func:`_piece`, in one kernel on a GPU: its passes over the logits would cost more than the products around."""
-    if device == "cuda" and find_spec("triton"):
+    """:func:`_piece`, in one kernel on a GPU: its passes over the logits would cost more than the products around.
+
+    Where the machine cannot make the kernel (:mod:`components.toolchain`), these passes are what there is.
+    """
+    if device == "cuda" and lacking(device) is None:
         from .cross_entropy_kernel import cross_entropy_
 
         return cross_entropy_
