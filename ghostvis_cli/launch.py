@@ -94,6 +94,7 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool, max_restarts: int) -
     os.environ.update(_worker_environment(nproc))
     os.environ.update(ELASTIC)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _worker_code(run_dir)  # away with that of an earlier start
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -141,15 +142,16 @@ def _worker_environment(nproc: int) -> dict[str, str]:
 
 def _worker_code(run_dir: Path) -> int | None:
     """The exit code that the first failing worker left; torchrun turns every failure into 1."""
-    from .worker import EXIT_CODE
+    from .worker import exit_codes
 
-    file = run_dir / EXIT_CODE
+    files = exit_codes(run_dir)
     try:
-        return int(file.read_text(encoding="utf-8"))
+        return int(files[0].read_text(encoding="utf-8")) if files else None
     except (OSError, ValueError):
         return None
     finally:
-        file.unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def _free_name(stage: str) -> str:
