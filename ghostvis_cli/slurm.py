@@ -15,6 +15,7 @@ import typer
 
 from ghostvis_plugins import ConfigError, ExitCode
 
+from .launch import QUEUED
 from .options import Json
 from .output import emit_json, examples, note
 
@@ -56,8 +57,8 @@ def slurm(
         list[str] | None,
         typer.Option(
             "--sbatch",
-            help="Any other option of sbatch, such as qos=long or exclusive; may be repeated.",
-            metavar="K=V",
+            help="Any other option of sbatch, without its dashes: qos=long, or exclusive; may be repeated.",
+            metavar="KEY[=VALUE]",
         ),
     ] = None,
     launcher: Annotated[
@@ -97,6 +98,7 @@ def slurm(
         script.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{script} cannot be written: {error.strerror}") from error
+    (run_dir / QUEUED).touch()
     if json:
         emit_json(run=str(run_dir), script=str(script))
         return

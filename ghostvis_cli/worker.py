@@ -16,6 +16,8 @@ from typing import NoReturn
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.resolved import load_resolved, registry_for
 
+from .launch import QUEUED
+
 EXIT_CODE = "exit_code"
 """Of the file in the run directory in which the first process of a start that fails leaves its exit code.
 
@@ -27,6 +29,7 @@ none is silent because of what was left by an earlier start.
 def work(resolved_file: Path, *, resume: bool) -> Path:
     """Run the stage; returns the model directory. Raises GhostVisError."""
     resolved = load_resolved(resolved_file)
+    (resolved_file.parent / QUEUED).unlink(missing_ok=True)  # a job that has started waits no more
     from stages.runner import run  # torch, after what may be wrong without it
 
     return run(resolved.values, registry_for(resolved), resolved_file.parent, resume=resume)
