@@ -77,7 +77,7 @@ def slurm(
     chosen = [(key, value) for key, value in (("time", time), ("partition", partition), ("account", account)) if value]
     chosen += [_site_option(text) for text in sbatch or ()]
 
-    run_dir = _prepare(options)
+    run_dir = _prepare(options, nodes * gpus_per_node)
     script = out or run_dir / "job.sh"
     torchrun = launcher == "torchrun"
     text = _render(
@@ -125,13 +125,14 @@ def _options_of_train(command: list[str]) -> dict[str, Any]:
     return {name: list(value) or None if isinstance(value, tuple | list) else value for name, value in parsed.items()}
 
 
-def _prepare(options: dict[str, Any]) -> Path:
+def _prepare(options: dict[str, Any], processes: int) -> Path:
     """Resolve, check, and make the run's folder."""
     from .train import ready
 
     other = {"set", "recipe", "resume", "nproc", "max_restarts", "dry_run", "print_launch", "json"}
     flags = {key.rstrip("_"): value for key, value in options.items() if key not in other}
-    run_dir = ready(flags, options["set"] or (), options["recipe"] or (), resume=options["resume"])
+    sets, recipes = options["set"] or (), options["recipe"] or ()
+    run_dir = ready(flags, sets, recipes, resume=options["resume"], processes=processes)
     assert run_dir is not None  # it is not a dry run
     return run_dir
 
