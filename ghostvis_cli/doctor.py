@@ -36,7 +36,7 @@ def register(parent: typer.Typer) -> None:
 
 
 def doctor(json: Json = False) -> None:
-    """Versions, devices, caches, plugins, and what could confuse them."""
+    """Versions, devices, caches, plugins, and problems with them."""
     report = collect()
     if json:
         emit_json(**report)

@@ -33,14 +33,17 @@ EPILOG = examples(
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Write what starts a run elsewhere.", no_args_is_help=True)
+    group = typer.Typer(help="Write the script that starts a run on a cluster.", no_args_is_help=True)
     group.callback()(lambda: None)  # one command, and still by its name
     group.command(epilog=EPILOG)(slurm)
     app.add_typer(group, name="launch", rich_help_panel="Models")
 
 
 def slurm(
-    command: Annotated[list[str], typer.Argument(help="Behind --: train and its options.", metavar="-- train …")],
+    command: Annotated[
+        list[str],
+        typer.Argument(help="Behind --, the command to run there: train and its options.", metavar="-- train …"),
+    ],
     nodes: Annotated[int, typer.Option("--nodes", help="Machines.", metavar="N", min=1)] = 1,
     gpus_per_node: Annotated[
         int, typer.Option("--gpus-per-node", help="GPUs on each, a process for each.", metavar="G", min=1)
@@ -70,7 +73,10 @@ def slurm(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check a run, make its folder, and write the sbatch script that trains it, requeued until it is done."""
+    """Check a run, make its folder, write its sbatch script.
+
+    The script trains it, and is requeued until it is done.
+    """
     options = _options_of_train(command)
     if launcher == "srun" and options["max_restarts"]:
         raise ConfigError("--max-restarts is torchrun's", hint="leave --launcher out; srun starts a process once")

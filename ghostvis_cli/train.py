@@ -48,13 +48,16 @@ def train(
         bool, typer.Option("--resume", help="Continue the run of this --name.", rich_help_panel="Run")
     ] = False,
     nproc: Annotated[
-        str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N", rich_help_panel="Run")
+        str,
+        typer.Option(
+            "--nproc", help="Processes on this machine; gpu: one for each GPU.", metavar="N", rich_help_panel="Run"
+        ),
     ] = "1",
     max_restarts: Annotated[
         int,
         typer.Option(
             "--max-restarts",
-            help="Times that all processes go on from the newest checkpoint when one was lost.",
+            help="How often all processes go on from the newest checkpoint when one was lost.",
             metavar="N",
             min=0,
             rich_help_panel="Run",
@@ -68,7 +71,10 @@ def train(
     ] = False,
     json: o.Json = False,
 ) -> None:
-    """Run one stage: tokenizer, pretrain, mid, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
+    """Run one stage: tokenizer, pretrain, mid, align or sft.
+
+    Writes runs/NAME/ with the model in runs/NAME/model, which the next stage takes with --from.
+    """
     from .launch import count_processes, launch_text, start
 
     flags: dict[str, Any] = {
