@@ -8,6 +8,7 @@ asks here first, since the libraries find out in the first step only.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -42,7 +43,8 @@ def lacking(device: str) -> Lack | None:
         f"install one, such as with apt install {'gcc' if device == 'cuda' else 'g++'}, or name yours in {variable}"
     )
     if given := os.environ.get(variable):
-        if not shutil.which(given):
+        program = given if variable == "CC" else (shlex.split(given) or [given])[0]  # only inductor takes several words
+        if not shutil.which(program):
             return Lack(f"{variable} = {given} is no program that is found", f"correct {variable}, or unset it")
     elif not any(map(shutil.which, names)):
         return Lack(

@@ -85,4 +85,4 @@ def _state(optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[nn.Parame
 
 def _bytes(tensors: Iterable[Tensor], world: int = 1) -> int:
     """Of the largest of ``world`` parts of each, cut along its first dimension; of numbers, every rank has its own."""
-    return sum(t.nbytes // len(t) * math.ceil(len(t) / world) if t.ndim else t.nbytes for t in tensors)
+    return sum(t.nbytes // len(t) * math.ceil(len(t) / world) if t.ndim and len(t) else t.nbytes for t in tensors)

@@ -54,6 +54,8 @@ def test_what_is_missing_is_named(programs: Path, monkeypatch: pytest.MonkeyPatc
     assert "CXX = g++-99 is no program" in lacking("cpu").what
     monkeypatch.setenv("CXX", str(add(programs, "mine")))
     assert lacking("cpu") is None
+    monkeypatch.setenv("CXX", "mine -m64")
+    assert lacking("cpu") is None
     for headers in programs.parent.glob("include/*"):
         headers.unlink()
     assert "Python.h" in lacking("cuda").what
