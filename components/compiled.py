@@ -9,13 +9,30 @@ that trains alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ghostvis_plugins import GhostVisError
+from components.toolchain import lacking
+from ghostvis_plugins import GhostVisError, UnavailableError
+
+
+def decide(chosen: bool | Literal["auto"], device: str, warn: Callable[[str], object]) -> bool:
+    """Whether to compile for a kind of ``device``: "auto" does on CUDA, where the machine is able to.
+
+    ``warn`` is told what a GPU has to do without. Raises UnavailableError when it was asked for and cannot be.
+    """
+    lack = lacking(device)
+    if chosen is True and lack is not None:
+        raise UnavailableError(
+            f"stage.compile = true, but nothing can be compiled for {device} here: {lack.what}",
+            hint=f"{lack.hint}; or leave it out: auto compiles where it can",
+        )
+    if device == "cuda" and lack is not None:
+        warn(f"training without fused kernels, slower: {lack.what}; {lack.hint}")
+    return device == "cuda" and lack is None if chosen == "auto" else chosen
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from components.precision import HALF, autocast_dtype
+from components.toolchain import lacking
 
 PIECE_BYTES = 2**31
 """Most memory for the float32 logits of one piece."""
@@ -70,8 +70,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # A second copy of the head's gradient is a gigabyte, so only a graph that is kept for another pass has it.
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()
         found = [
-            None if d is None else d.mul_(grad).to(dtype)
+            None if d is None else (d.mul(grad) if kept else d.mul_(grad)).to(dtype)
             for d, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return *found, None, None, None
@@ -102,8 +104,11 @@ def _piece(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
 
 @cache
 def _on(device: str) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """:func:`_piece`, in one kernel on a GPU: its passes over the logits would cost more than the products around."""
-    if device == "cuda" and find_spec("triton"):
+    """:func:`_piece`, in one kernel on a GPU: its passes over the logits would cost more than the products around.
+
+    Where the machine cannot make the kernel (:mod:`components.toolchain`), these passes are what there is.
+    """
+    if device == "cuda" and lacking(device) is None:
         from .cross_entropy_kernel import cross_entropy_
 
         return cross_entropy_

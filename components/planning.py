@@ -34,13 +34,11 @@ class Part:
 
     ``flops`` and ``activation_bytes`` are per image, for the backbone per token and for the head per target;
     ``flops`` of the forward pass alone (a multiply-add counts 2), ``activation_bytes`` what training keeps.
-    ``weight_bytes`` are those of the parameters in the type that the part has.
     """
 
     kind: str
     name: str
     parameters: int
-    weight_bytes: int
     shape: str
     unit: str
     flops: int
@@ -70,21 +68,16 @@ class Plan:
             raise ValueError("what a step costs hangs on what trains: give plan() a freeze")
         return round(self.step.of(tokens, tokens * self.context, targets, images, images))
 
-    def training_bytes(
-        self, *, tokens: int, images: int, targets: int, trained: Collection[str], adapters: int = 0
-    ) -> int:
-        """Memory of a float32 step with AdamW: weights, gradients, two moments, activations; no more of the process.
-        Of a bfloat16 weight that trains the optimizer keeps the other two bytes, and its gradient has two.
+    def activation_bytes(self, *, tokens: int, images: int, targets: int, trained: Collection[str]) -> int:
+        """What a pass of so much work keeps for the backward pass, when parts of the kinds ``trained`` train.
 
-        So many weights of ``adapters`` train in place of the backbone's own.
+        In the types that the parts have, so autocast to half of them needs less; nothing before the first part that
+        trains is kept, and of that part and those behind it all.
         """
         units = {"image": images, "token": tokens, "target": targets}
-        total, upstream = 16 * adapters, False
+        total, upstream = 0, False
         for part in self.parts:
-            own = part.kind.replace("head", "backbone") in trained
-            upstream = upstream or own
-            stays = not own or (adapters and part.kind == "backbone")
-            total += part.weight_bytes + (0 if stays else 12 * part.parameters)
+            upstream = upstream or part.kind.replace("head", "backbone") in trained
             total += part.activation_bytes * units[part.unit] * upstream
         return total
 
@@ -99,12 +92,16 @@ def plan(
     *,
     origins: Mapping[str, str] | None = None,
     freeze: Callable[[VLM], object] | None = None,
+    recomputes: bool = False,
 ) -> Plan:
     """The plan of the model that ``values`` describe. Raises what :func:`components.compose.build_model` raises.
 
-    With ``freeze``, which sets what trains, the plan tells what a step costs, too.
+    With ``freeze``, which sets what trains, the plan tells what a step costs, too. A backbone that ``recomputes``
+    keeps as much less as its ``activation_checkpointing`` saves, where it has that.
     """
     model = build_model(values, registry, vocab_size, meta=True, origins=origins)
+    if recomputes and hasattr(model.backbone, "activation_checkpointing"):
+        model.backbone.activation_checkpointing = True
     names = {kind: (component_options(values, kind) or {}).get("name", "") for kind in PARTS}
     measured = _measure(model, names)
     if freeze is None:
@@ -165,19 +162,26 @@ def _of_text(name: str, backbone: Any) -> list[Part]:
     def run() -> Tensor:
         return backbone(backbone.embed(ids), **where)  # type: ignore[no-any-return]
 
+    body = _part("backbone", name, backbone, f"[T] → [T, {backbone.dim}]", "token", context, run)
+    if getattr(backbone, "activation_checkpointing", False):
+        backbone.activation_checkpointing = False
+        whole = _part("backbone", name, backbone, body.shape, "token", context, run).activation_bytes
+        backbone.activation_checkpointing = True
+        # Beside the inputs of all layers, what one of them keeps while it is computed again.
+        one = max(0, whole - body.activation_bytes) // backbone.n_layers
+        body = replace(body, activation_bytes=body.activation_bytes + one)
     dtype = next(backbone.parameters()).dtype
     hidden = torch.empty(1, backbone.dim, device="meta", dtype=dtype, requires_grad=True)
     shape = f"[S, {backbone.dim}] → [S, {backbone.vocab_size}]"
-    body = _part("backbone", name, backbone, f"[T] → [T, {backbone.dim}]", "token", context, run)
     # The head's weights are the backbone's, and are counted there.
     head = _part("head", name, backbone, shape, "target", 1, lambda: backbone.logits(hidden))
-    return [body, replace(head, parameters=0, weight_bytes=0)]
+    return [body, replace(head, parameters=0)]
 
 
 def _part(kind: str, name: str, module: Any, shape: str, unit: str, units: int, run: Callable[[], Tensor]) -> Part:
     flops, kept = _count(run, {p.untyped_storage()._cdata for p in module.parameters()})
-    count, size = sum(p.numel() for p in module.parameters()), sum(p.nbytes for p in module.parameters())
-    return Part(kind, name, count, size, shape, unit, flops // units, kept // units)
+    count = sum(p.numel() for p in module.parameters())
+    return Part(kind, name, count, shape, unit, flops // units, kept // units)
 
 
 def _run_checked(module: Any, x: Tensor, result: tuple[int, ...], kind: str) -> Tensor:

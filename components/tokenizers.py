@@ -49,7 +49,6 @@ from .chat_formats import (
     TOOL_RESPONSE,
     TOOL_RESPONSE_END,
     ChatFormat,
-    Control,
     Segments,
     detect,
 )
@@ -133,9 +132,9 @@ CHAT_TEMPLATE = """\
 class Tokenizer:
     """Text to ids and back. ``encode`` is safe for any text; control ids are in :attr:`control`.
 
-    ``im_start`` … are ids: ``im_end`` ends a turn (whatever its name), ``document`` are the ids around a document,
-    ``eos`` the second of them, ``image`` stands for a picture, ``stops`` end an answer. The rest is the chat format
-    with its control tokens as ids: ``headers`` (by role), ``begin``, ``thought``, ….
+    Ids are ``im_end``, which ends a turn (whatever its name), ``document`` around a document, ``eos``, the second of
+    them, ``image``, which stands for a picture, and ``stops``, which end an answer. The rest is the chat format with
+    its control tokens as ids: ``headers`` (by role), ``begin``, ``thought``, ….
     """
 
     def __init__(
@@ -170,7 +169,6 @@ class Tokenizer:
         self._starts, self._words = _Words(self._pieces, ""), _Words(self._pieces, " ")
         self._cuts = _cuts_at_blanks(description)
         self.im_end = self.control[chat_format.end]
-        self.im_start = self.control[next(s.token for s in chat_format.turn if isinstance(s, Control))]
         first, last = (self.control.get(token, self.im_end) for token in chat_format.document)
         self.document, self.eos = (first, last), last
         self.image = next(self.control[token] for token in IMAGE_TOKENS if token in self.control)
@@ -230,10 +228,6 @@ class Tokenizer:
         """The text of ``ids`` with control tokens by name: what a chat template writes."""
         names = {number: token.encode() for token, number in self.control.items()}
         return b"".join([names.get(i, self._bytes[i]) for i in ids]).decode("utf-8", "replace")
-
-    def encode_template(self, text: str) -> list[int]:
-        """Ids of an already rendered chat template, control tokens recognised. Never for a user's text."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
 
     @property
     def token_bytes(self) -> list[int]:

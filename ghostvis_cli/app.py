@@ -152,5 +152,8 @@ def _global_options(
         list[str] | None, typer.Option("--plugin", help="Load a plugin from a Python file.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Train a vision-language model end to end, and talk to it."""
+    """Train a vision-language model end to end, and talk to it.
+
+    Begin with ghostvis speedrun, then ghostvis chat. Every command has --help, with examples.
+    """
     # The options are listed here for --help; take_global_options has applied and removed them.

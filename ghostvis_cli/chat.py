@@ -46,21 +46,33 @@ def chat(
         list[str] | None,
         typer.Option("--image", "-i", help="Picture for the first message; may be repeated.", metavar="PATH"),
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and leave.")] = None,
-    system: Annotated[str, typer.Option("--system", help="System message.")] = "",
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this and leave.", metavar="TEXT")] = None,
+    system: Annotated[str, typer.Option("--system", help="System message.", metavar="TEXT")] = "",
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 always takes the likeliest token.", rich_help_panel=_ANSWER)
+        float | None,
+        typer.Option("--temperature", help="0 always takes the likeliest token.", metavar="X", rich_help_panel=_ANSWER),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="Draw among the k likeliest tokens; 0: all.", rich_help_panel=_ANSWER)
+        int | None,
+        typer.Option(
+            "--top-k", help="Draw among the N likeliest tokens; 0: all.", metavar="N", rich_help_panel=_ANSWER
+        ),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw among the likeliest tokens.", rich_help_panel=_ANSWER)
+        float | None,
+        typer.Option(
+            "--top-p",
+            help="Draw among the likeliest tokens that share this probability.",
+            metavar="X",
+            rich_help_panel=_ANSWER,
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Longest answer.", rich_help_panel=_ANSWER)
+        int | None, typer.Option("--max-new-tokens", help="Longest answer.", metavar="N", rich_help_panel=_ANSWER)
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of what is drawn.", rich_help_panel=_ANSWER)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of what is drawn.", metavar="N", rich_help_panel=_ANSWER)
+    ] = None,
     engine: o.Engine = None,
     device: o.Device = None,
     json: o.Json = False,

@@ -83,7 +83,7 @@ def verify(run: Run, json: Json = False) -> None:
 
 def prune(
     run: Run,
-    keep: Annotated[int, typer.Option("--keep", help="Newest whole ones that stay.", min=1)] = 1,
+    keep: Annotated[int, typer.Option("--keep", help="Newest whole ones that stay.", metavar="N", min=1)] = 1,
     keep_every: Annotated[
         int,
         typer.Option("--keep-every", help="Those of steps that N divides stay, too; 0: no more.", metavar="N", min=0),
@@ -120,10 +120,13 @@ def prune(
 def diff(
     run: Run,
     steps: Annotated[list[int] | None, typer.Argument(help="Two steps. [default: the last two]", metavar="A B")] = None,
-    top: Annotated[int, typer.Option("--top", help="Tensors shown, the most changed first.", min=1)] = 20,
+    top: Annotated[int, typer.Option("--top", help="Tensors shown, the most changed first.", metavar="N", min=1)] = 20,
     json: Json = False,
 ) -> None:
-    """Which weights differ between two checkpoints, and by how much: the norm of the change over that of A."""
+    """Which weights differ between two checkpoints.
+
+    By how much: the norm of the change over that of A.
+    """
     from ghostvis_plugins import ConfigError
     from stages import checkpoint
 

@@ -21,7 +21,9 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("list", epilog=examples("ghostvis components list", "ghostvis components list --kind dataset --json"))
 def list_(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only this kind.", autocompletion=complete_kind)] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Only this kind.", metavar="KIND", autocompletion=complete_kind)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Every component with the distribution it comes from. Imports none of them."""
@@ -43,15 +45,18 @@ def list_(
     )
 )
 def show(
-    kind: Annotated[str, typer.Argument(help="Kind.", autocompletion=complete_kind)],
-    name: Annotated[str, typer.Argument(help="Name, or distribution/name.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind.", autocompletion=complete_kind)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name, or distribution/name.")],
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="An option of the component; may be repeated.", metavar="KEY=VALUE"),
     ] = None,
     json: Json = False,
 ) -> None:
-    """One component: for parts of a model shapes, parameters, FLOPs, licence and source; the options of every one."""
+    """One component and its options.
+
+    For parts of a model also shapes, parameters, FLOPs, licence and source.
+    """
     found = registry()
     spec, info = found.get(kind, name), found.provider(kind, name)
     model = spec.load_config()

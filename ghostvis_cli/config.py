@@ -39,7 +39,7 @@ def show(
     from_: o.From = None,
     json: o.Json = False,
 ) -> None:
-    """Every value of the run that these flags, the environment and the files make."""
+    """Every value of the run that flags, environment and files make."""
     flags = {
         "stage": stage,
         "depth": depth,
@@ -66,7 +66,9 @@ def show(
     )
 )
 def explain(
-    key: Annotated[str, typer.Argument(help="Dotted key or table; default: every value that is set somewhere.")] = "",
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="Dotted key or table; default: every value that is set somewhere.")
+    ] = "",
     stage: o.Stage = None,
     depth: o.Depth = None,
     recipe: o.Recipe = None,
@@ -74,7 +76,10 @@ def explain(
     from_: o.From = None,
     json: o.Json = False,
 ) -> None:
-    """Value, origin, type and meaning of keys, and the values that were overridden."""
+    """Value, origin, type and meaning of keys.
+
+    And the values that were overridden.
+    """
     resolved = _resolve({"stage": stage, "depth": depth, "from": from_}, set, recipe)
     from ghostvis_plugins.layers import flatten
 
@@ -99,7 +104,9 @@ def explain(
 
 @app.command(epilog=examples("ghostvis config check cpu/3-align", "ghostvis config check tiny/4-sft --json"))
 def check(
-    file: Annotated[str, typer.Argument(help="Recipe file or packaged recipe.", autocompletion=complete_recipe)],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Recipe file or packaged recipe.", autocompletion=complete_recipe)
+    ],
     json: o.Json = False,
 ) -> None:
     """Resolve a recipe without running it. Ends with the exit code of what is wrong."""

@@ -10,7 +10,7 @@ from . import data_look, data_shards
 from .options import Json
 from .output import emit_json, examples, note, short_path, table
 
-app = typer.Typer(help="Data sets: what there is, what is in them, and shards to train on.", no_args_is_help=True)
+app = typer.Typer(help="Data sets: list, look into, write as shards.", no_args_is_help=True)
 
 
 def register(parent: typer.Typer) -> None:
@@ -92,7 +92,7 @@ def download(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Fetch packages into the cache, so that everything afterwards works offline. Ends with 5 without network."""
+    """Fetch packages into the cache, to work offline. Ends with 5 without network."""
     from components import packages
     from components.datasets import debian
 

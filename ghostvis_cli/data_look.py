@@ -40,15 +40,24 @@ def preview(
     name: Name,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Page (.html) or contact sheet (.png) to write, or a folder for NAME-SPLIT.html."),
+        typer.Option(
+            "--out",
+            help="Page (.html) or contact sheet (.png) to write, or a folder for NAME-SPLIT.html.",
+            metavar="FILE",
+        ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
-    count: Annotated[int, typer.Option("--count", help="Samples, spread over the data set.", min=1, max=200)] = 24,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.", metavar="NAME")] = "train",
+    count: Annotated[
+        int, typer.Option("--count", help="Samples, spread over the data set.", metavar="N", min=1, max=200)
+    ] = 24,
     tokenizer: TokenizerOption = None,
     sets: Options = None,
     json: Json = False,
 ) -> None:
-    """Show samples: their text on stdout; pictures and token masks (what is learnt, what is read) on a page."""
+    """Show samples.
+
+    Their text on stdout; pictures and token masks (what is learnt, what is read) on a page.
+    """
     from components.preview import byte_tokenizer, spread, text_of, view
     from ghostvis_plugins import DataError
 
@@ -104,11 +113,15 @@ def _draw(file: Path, title: str, samples: list[Sample], views: list[View], toke
 def stats(
     name: Name,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Picture of how lengths are spread: a .png, .svg or .pdf file.")
+        Path | None,
+        typer.Option("--out", help="Picture of how lengths are spread: a .png, .svg or .pdf file.", metavar="FILE"),
     ] = None,
     tokenizer: TokenizerOption = None,
     count: Annotated[
-        int, typer.Option("--count", help="Samples of a split that are read for tokens and sizes of pictures.", min=1)
+        int,
+        typer.Option(
+            "--count", help="Samples of a split that are read for tokens and sizes of pictures.", metavar="N", min=1
+        ),
     ] = 500,
     sets: Options = None,
     json: Json = False,
@@ -175,14 +188,17 @@ def mix(
     recipe: Annotated[
         str, typer.Argument(help="TOML file or packaged recipe.", metavar="RECIPE", autocompletion=complete_recipe)
     ],
-    samples: Annotated[int, typer.Option("--samples", help="Samples to draw.", min=1)] = 1000,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    samples: Annotated[int, typer.Option("--samples", help="Samples to draw.", metavar="N", min=1)] = 1000,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.", metavar="NAME")] = "train",
     tokenizer: TokenizerOption = None,
     set: Set = None,
     seed: Seed = None,
     json: Json = False,
 ) -> None:
-    """Draw samples as a recipe's training would, and show what each data set's share is of rows and answer tokens."""
+    """Draw samples as a recipe's training would.
+
+    Shows what each data set's share is of rows and answer tokens.
+    """
     from components.preview import byte_tokenizer
     from ghostvis_plugins import ConfigError
     from ghostvis_plugins.config import resolve

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 
-Name = Annotated[str, typer.Argument(help="Data set.", autocompletion=complete_component("dataset"))]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Data set.", autocompletion=complete_component("dataset"))]
 Options = Annotated[
     list[str] | None,
     typer.Option(

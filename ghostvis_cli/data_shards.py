@@ -35,15 +35,19 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder; the shards go into DIR/NAME/SPLIT.", metavar="DIR")],
     split: Annotated[
-        list[str] | None, typer.Option("--split", help="train, validation or test; may be repeated. [default: train]")
+        list[str] | None,
+        typer.Option("--split", help="train, validation or test; may be repeated. [default: train]", metavar="NAME"),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Processes.", min=1)] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Processes.", metavar="N", min=1)] = 1,
     tokenizer: TokenizerOption = None,
     shard_size: Annotated[
         float, typer.Option("--shard-size", help="About how large a shard is.", metavar="MB", min=0.01)
     ] = 256,
     max_bad_fraction: Annotated[
-        float, typer.Option("--max-bad-fraction", help="Share of unusable samples above which it stops.", min=0, max=1)
+        float,
+        typer.Option(
+            "--max-bad-fraction", help="Share of unusable samples above which it stops.", metavar="X", min=0, max=1
+        ),
     ] = 0.001,
     sets: Options = None,
     json: Json = False,
@@ -135,8 +139,9 @@ def verify(folder: Folder, json: Json = False) -> None:
 
 
 def repair(folder: Folder, tokenizer: TokenizerOption = None, json: Json = False) -> None:
-    """Rewrite damaged shards without their bad samples, which go to bad_samples.jsonl, and the index.
+    """Rewrite damaged shards without their bad samples.
 
+    Those go to bad_samples.jsonl, and the index is written anew.
     Intact shards are not touched. A damaged index is made anew; --tokenizer counts its tokens again.
     """
     from components.shards.verify import folders

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from components.toolchain import lacking
 from ghostvis_plugins.isolation import normalise
 
 from ._own import NAMES, ROOT
@@ -24,6 +26,7 @@ PACKAGES = (
     "pydantic", "pydantic-settings", "pluggy", "typer", "textual", "resvg-py",
 )
 # fmt: on
+POSSIBLE = "possible"
 
 
 def register(parent: typer.Typer) -> None:
@@ -33,7 +36,7 @@ def register(parent: typer.Typer) -> None:
 
 
 def doctor(json: Json = False) -> None:
-    """Versions, devices, caches, plugins, and what could confuse them."""
+    """Versions, devices, caches, plugins, and problems with them."""
     report = collect()
     if json:
         emit_json(**report)
@@ -55,7 +58,7 @@ def collect() -> dict[str, Any]:
     """The report as plain values."""
     from ghostvis_plugins.versions import git_commit, package_version, versions
 
-    found = registry()
+    found, machine = registry(), devices()
     plugins = [
         {"name": info.name, "dist": info.dist, "version": info.version, "status": info.status, "error": info.error}
         for info in found.plugins
@@ -69,7 +72,7 @@ def collect() -> dict[str, Any]:
     return {
         "versions": {**versions(), "commit": git_commit()},
         "packages": {name: package_version(name) for name in PACKAGES},
-        "machine": {"system": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(), **devices()},
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(), **machine},
         "folders": folders(),
         "weights": weights(),
         "plugins": plugins,
@@ -78,6 +81,7 @@ def collect() -> dict[str, Any]:
             *broken,
             *heavy,
             *(conflict.splitlines()[0] for conflict in found.conflicts()),
+            *kernels(machine),
             *duplicate_distributions(),
             *shadowed_names(),
         ],
@@ -85,7 +89,7 @@ def collect() -> dict[str, Any]:
 
 
 def devices() -> dict[str, str]:
-    """What torch can compute on. Imports torch."""
+    """What torch can compute on, and whether it can compile for it. Imports torch."""
     try:
         import torch
     except ImportError as error:
@@ -93,7 +97,17 @@ def devices() -> dict[str, str]:
     found = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         found.append("mps")
-    return {"devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *found])}
+    lacks = {kind: lacking(kind) for kind in ("cpu", *(["cuda"] if torch.cuda.is_available() else []))}
+    return {
+        "devices": ", ".join([f"cpu ({torch.get_num_threads()} threads)", *found]),
+        **{f"compiling for {kind}": lack.what if lack else POSSIBLE for kind, lack in lacks.items()},
+    }
+
+
+def kernels(machine: Mapping[str, str]) -> list[str]:
+    """Why training on this machine's GPU would go without its fused kernels."""
+    lack = lacking("cuda") if machine.get("compiling for cuda", POSSIBLE) != POSSIBLE else None
+    return [f"training on the GPU goes without fused kernels: {lack.what}; {lack.hint}"] if lack else []
 
 
 def folders() -> dict[str, str]:

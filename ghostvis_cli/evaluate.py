@@ -60,8 +60,9 @@ def eval_(
     seed: o.Seed = None,
     json: o.Json = False,
 ) -> None:
-    """Score a model on held-out questions, beside the majority answer and, on request, without its eyes.
+    """Score a model on held-out questions.
 
+    The majority's answer stands beside it and, on request, what it answers without its eyes.
     Answers already in samples.jsonl are not asked again: a stopped evaluation goes on where it was.
     """
     from .models import resolve_model, setup, shown

@@ -35,8 +35,15 @@ class RunFailedError(GhostVisError):
         self.exit_code = ExitCode(code) if code in ExitCode.__members__.values() else ExitCode.FAILED
 
 
+QUEUED = "queued"
+"""File in the directory of a run that waits for its job: ``resolved.json`` is what the job is going to start with."""
+
+
 def prepare(resolved: Resolved, *, resume: bool) -> Path:
-    """Make the run directory and write ``resolved.json``. Raises ConfigError where a run would be overwritten."""
+    """Make the run directory and write ``resolved.json``. Raises ConfigError where a run would be overwritten.
+
+    Also one that another command has prepared for a job in a queue, unless it is the same.
+    """
     from stages.rundir import claim
     from stages.slurm import join_step
 
@@ -54,9 +61,12 @@ def prepare(resolved: Resolved, *, resume: bool) -> Path:
     if resume:
         if not file.exists():
             raise ConfigError(f"{run_dir} holds no run to resume", hint="leave --resume out to start it")
-        _check_same(load_resolved(file).values, values, run_dir)
+        _check_same(file, values, f"{run_dir} was started with other values", "resume it with the former ones")
         return run_dir
     claim(run_dir, resume=False)
+    if (run_dir / QUEUED).exists() and file.exists():
+        waits = f"{run_dir} waits in a queue for its job to start, and would start with other values"
+        _check_same(file, values, waits, f"choose another --name; if its job was cancelled, remove {run_dir} first")
     private = run_dir / f".{file.name}.{os.environ.get('RANK', '0')}"  # each process of a launcher comes by here
     private.write_text(resolved.to_json(), encoding="utf-8")
     private.replace(file)
@@ -94,6 +104,7 @@ def _start_workers(run_dir: Path, nproc: int, resume: bool, max_restarts: int) -
     os.environ.update(_worker_environment(nproc))
     os.environ.update(ELASTIC)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    _worker_code(run_dir)  # away with that of an earlier start
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -141,15 +152,16 @@ def _worker_environment(nproc: int) -> dict[str, str]:
 
 def _worker_code(run_dir: Path) -> int | None:
     """The exit code that the first failing worker left; torchrun turns every failure into 1."""
-    from .worker import EXIT_CODE
+    from .worker import exit_codes
 
-    file = run_dir / EXIT_CODE
+    files = exit_codes(run_dir)
     try:
-        return int(file.read_text(encoding="utf-8"))
+        return int(files[0].read_text(encoding="utf-8")) if files else None
     except (OSError, ValueError):
         return None
     finally:
-        file.unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def _free_name(stage: str) -> str:
@@ -159,16 +171,19 @@ def _free_name(stage: str) -> str:
     return f"{stage}-{number}"
 
 
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
-    """A resumed run is the same run, whatever its device and its threads are now."""
+def _check_same(file: Path, now: Mapping[str, Any], said: str, hint: str) -> None:
+    """That ``resolved.json`` holds the same run, whatever its device and its threads are now.
+
+    Raises ConfigError with ``said`` and the values that differ.
+    """
     from ghostvis_plugins.layers import flatten
 
     machine = ("device", "threads")
-    old, new = dict(flatten(before)), dict(flatten(now))
+    old, new = dict(flatten(load_resolved(file).values)), dict(flatten(now))
     changed = sorted(key for key in old.keys() | new.keys() if key not in machine and old.get(key) != new.get(key))
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)!r} → {new.get(key)!r}" for key in changed)
-        raise ConfigError(f"{run_dir} was started with other values:\n{lines}", hint="resume it with the former ones")
+        raise ConfigError(f"{said}:\n{lines}", hint=hint)
 
 
 def count_processes(text: str) -> int:

@@ -43,7 +43,7 @@ def _component(kind: str, text: str) -> Any:
     )
 
 
-Stage = Annotated[str | None, _component("stage", "What to run.")]
+Stage = Annotated[str | None, _component("stage", "What to run: tokenizer, pretrain, mid, align or sft.")]
 Depth = Annotated[
     int | None,
     typer.Option(
@@ -72,7 +72,9 @@ Name = Annotated[
     str | None,
     typer.Option("--name", help="Name of the run: its folder under runs/.", metavar="NAME", rich_help_panel=_RUN),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.", rich_help_panel=_RUN)]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of everything random.", metavar="N", rich_help_panel=_RUN)
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=_RUN),

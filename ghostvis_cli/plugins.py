@@ -30,10 +30,12 @@ def list_(
     requirements: Annotated[bool, typer.Option("--requirements", help="As pip requirements, one a line.")] = False,
     kind: Annotated[
         str | None,
-        typer.Option("--kind", help="Only plugins with a component of this kind.", autocompletion=complete_kind),
+        typer.Option(
+            "--kind", help="Only plugins with a component of this kind.", metavar="KIND", autocompletion=complete_kind
+        ),
     ] = None,
 ) -> None:
-    """Every plugin with its version, status, import time and components."""
+    """Every plugin with version, status, import time, components."""
     from ghostvis_plugins.manager import to_kind
 
     found = registry()
@@ -55,11 +57,12 @@ def list_(
 @app.command(epilog=examples("ghostvis plugins show ghostvis", "ghostvis plugins show ghostvis --json"))
 def show(
     name: Annotated[
-        str, typer.Argument(help="Distribution, entry point or file name.", autocompletion=complete_plugin)
+        str,
+        typer.Argument(metavar="NAME", help="Distribution, entry point or file name.", autocompletion=complete_plugin),
     ],
     json: Json = False,
 ) -> None:
-    """One plugin: where it comes from, what it provides, what went wrong."""
+    """One plugin: its source, what it provides, what went wrong."""
     infos = _named(name)
     if json:
         emit_json(plugins=[_document(info) for info in infos])
@@ -76,7 +79,9 @@ def check(
     name: Annotated[
         str,
         typer.Argument(
-            help="Plugin, or one component as kind:name. Default: every plugin.", autocompletion=complete_plugin
+            metavar="NAME",
+            help="Plugin, or one component as kind:name. Default: every plugin.",
+            autocompletion=complete_plugin,
         ),
     ] = "",
     json: Json = False,
@@ -113,9 +118,9 @@ def check(
     )
 )
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the package and of its folder.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the package and of its folder.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="Kind of its component.", autocompletion=complete_kind)
+        str, typer.Option("--kind", help="Kind of its component.", metavar="KIND", autocompletion=complete_kind)
     ] = "encoder",
 ) -> None:
     """Write a working plugin package with a test, to start from."""
@@ -127,9 +132,11 @@ def new(
 
 @app.command(epilog=examples("ghostvis plugins disable ghostvis-foo", "ghostvis plugins enable ghostvis-foo"))
 def disable(
-    name: Annotated[str, typer.Argument(help="Distribution or entry point.", autocompletion=complete_plugin)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Distribution or entry point.", autocompletion=complete_plugin)
+    ],
 ) -> None:
-    """Name a plugin in 'disabled' of ./plugins.toml: it is not imported any more."""
+    """Switch a plugin off: ./plugins.toml names it in 'disabled'."""
     from .scaffold import edit_disabled
 
     infos = _named(name)
@@ -140,8 +147,10 @@ def disable(
 
 
 @app.command(epilog=examples("ghostvis plugins enable ghostvis-foo", "ghostvis plugins list"))
-def enable(name: Annotated[str, typer.Argument(help="A name in 'disabled' of ./plugins.toml.")]) -> None:
-    """Take a plugin out of 'disabled' in ./plugins.toml."""
+def enable(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name in 'disabled' of ./plugins.toml.")],
+) -> None:
+    """Switch it on again."""
     from .scaffold import edit_disabled
 
     edit_disabled(Path("plugins.toml"), name, add=False)

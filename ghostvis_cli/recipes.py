@@ -14,7 +14,9 @@ from .options import Json
 from .output import emit_json, examples, note, table
 
 app = typer.Typer(help="Packaged recipes: list, print, copy.", no_args_is_help=True)
-NameArgument = Annotated[str, typer.Argument(help="A packaged recipe or a file.", autocompletion=complete_recipe)]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="A packaged recipe or a file.", autocompletion=complete_recipe)
+]
 
 
 def register(parent: typer.Typer) -> None:
@@ -42,7 +44,7 @@ def cat(name: NameArgument) -> None:
 @app.command(epilog=examples("ghostvis recipes cp cpu/3-align mine.toml", "ghostvis recipes cp cpu/4-sft . --force"))
 def cp(
     name: NameArgument,
-    file: Annotated[Path, typer.Argument(help="Where to write it.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Copy a recipe, to change it."""

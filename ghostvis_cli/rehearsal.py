@@ -32,7 +32,7 @@ def rehearse(recipes: Sequence[str], cards: int) -> list[dict[str, Any]]:
         vocab_size: int | None = None
         parts: dict[str, Any] = {}
         for recipe in recipes:
-            values, estimate, vocab_size = _of_stage(recipe, Path(folder), vocab_size)
+            values, estimate, vocab_size = _of_stage(recipe, Path(folder), vocab_size, max(1, cards))
             parts |= {
                 kind: values[kind] for kind in ("encoder", "resampler", "projector", "backbone") if values.get(kind)
             }
@@ -42,7 +42,9 @@ def rehearse(recipes: Sequence[str], cards: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_stage(recipe: str, before: Path, vocab_size: int | None) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+def _of_stage(
+    recipe: str, before: Path, vocab_size: int | None, processes: int
+) -> tuple[dict[str, Any], dict[str, Any], int | None]:
     from ghostvis_plugins.config import resolve
 
     first = vocab_size is None
@@ -53,7 +55,7 @@ def _of_stage(recipe: str, before: Path, vocab_size: int | None) -> tuple[dict[s
     if backbone is None:
         return resolved.values, {}, stage.get("vocab_size")
     vocab_size = vocab_size or _published_vocabulary(backbone)
-    return resolved.values, check(resolved, vocab_size), vocab_size
+    return resolved.values, check(resolved, vocab_size, processes), vocab_size
 
 
 def _published_vocabulary(backbone: dict[str, Any]) -> int | None:

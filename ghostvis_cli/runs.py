@@ -61,10 +61,10 @@ def list_(json: Json = False) -> None:
 
 @app.command(epilog=examples("ghostvis runs show cpu-4-sft", "ghostvis runs show cpu-4-sft --json"))
 def show(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.", autocompletion=complete_run)],
+    run: Annotated[str, typer.Argument(help="Name or folder of a run.", metavar="RUN", autocompletion=complete_run)],
     json: Json = False,
 ) -> None:
-    """One run: what trained, its figures, where they come from, and the loss over steps."""
+    """One run: what trained, its figures, its loss over steps."""
     from stages.runs import find_run
 
     found = find_run(run, RUNS)
@@ -89,7 +89,9 @@ def show(
     )
 )
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Names or folders of runs.", autocompletion=complete_run)],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Names or folders of runs.", autocompletion=complete_run)
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Write the curves as a PNG.", metavar="FILE")] = None,
     json: Json = False,
 ) -> None:

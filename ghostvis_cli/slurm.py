@@ -15,6 +15,7 @@ import typer
 
 from ghostvis_plugins import ConfigError, ExitCode
 
+from .launch import QUEUED
 from .options import Json
 from .output import emit_json, examples, note
 
@@ -32,14 +33,17 @@ EPILOG = examples(
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Write what starts a run elsewhere.", no_args_is_help=True)
+    group = typer.Typer(help="Write the script that starts a run on a cluster.", no_args_is_help=True)
     group.callback()(lambda: None)  # one command, and still by its name
     group.command(epilog=EPILOG)(slurm)
     app.add_typer(group, name="launch", rich_help_panel="Models")
 
 
 def slurm(
-    command: Annotated[list[str], typer.Argument(help="Behind --: train and its options.", metavar="-- train …")],
+    command: Annotated[
+        list[str],
+        typer.Argument(help="Behind --, the command to run there: train and its options.", metavar="-- train …"),
+    ],
     nodes: Annotated[int, typer.Option("--nodes", help="Machines.", metavar="N", min=1)] = 1,
     gpus_per_node: Annotated[
         int, typer.Option("--gpus-per-node", help="GPUs on each, a process for each.", metavar="G", min=1)
@@ -56,8 +60,8 @@ def slurm(
         list[str] | None,
         typer.Option(
             "--sbatch",
-            help="Any other option of sbatch, such as qos=long or exclusive; may be repeated.",
-            metavar="K=V",
+            help="Any other option of sbatch, without its dashes: qos=long, or exclusive; may be repeated.",
+            metavar="KEY[=VALUE]",
         ),
     ] = None,
     launcher: Annotated[
@@ -69,14 +73,17 @@ def slurm(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check a run, make its folder, and write the sbatch script that trains it, requeued until it is done."""
+    """Check a run, make its folder, write its sbatch script.
+
+    The script trains it, and is requeued until it is done.
+    """
     options = _options_of_train(command)
     if launcher == "srun" and options["max_restarts"]:
         raise ConfigError("--max-restarts is torchrun's", hint="leave --launcher out; srun starts a process once")
     chosen = [(key, value) for key, value in (("time", time), ("partition", partition), ("account", account)) if value]
     chosen += [_site_option(text) for text in sbatch or ()]
 
-    run_dir = _prepare(options)
+    run_dir = _prepare(options, nodes * gpus_per_node)
     script = out or run_dir / "job.sh"
     torchrun = launcher == "torchrun"
     text = _render(
@@ -97,6 +104,7 @@ def slurm(
         script.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{script} cannot be written: {error.strerror}") from error
+    (run_dir / QUEUED).touch()
     if json:
         emit_json(run=str(run_dir), script=str(script))
         return
@@ -123,13 +131,14 @@ def _options_of_train(command: list[str]) -> dict[str, Any]:
     return {name: list(value) or None if isinstance(value, tuple | list) else value for name, value in parsed.items()}
 
 
-def _prepare(options: dict[str, Any]) -> Path:
+def _prepare(options: dict[str, Any], processes: int) -> Path:
     """Resolve, check, and make the run's folder."""
     from .train import ready
 
     other = {"set", "recipe", "resume", "nproc", "max_restarts", "dry_run", "print_launch", "json"}
     flags = {key.rstrip("_"): value for key, value in options.items() if key not in other}
-    run_dir = ready(flags, options["set"] or (), options["recipe"] or (), resume=options["resume"])
+    sets, recipes = options["set"] or (), options["recipe"] or ()
+    run_dir = ready(flags, sets, recipes, resume=options["resume"], processes=processes)
     assert run_dir is not None  # it is not a dry run
     return run_dir
 

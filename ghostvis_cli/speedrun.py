@@ -50,14 +50,22 @@ def presets() -> dict[str, list[str]]:
 
 def speedrun(
     preset: Annotated[
-        str, typer.Option("--preset", help="Which one.", metavar="NAME", autocompletion=_complete_preset)
+        str,
+        typer.Option(
+            "--preset",
+            help="Folder of recipes to run, such as cpu or smol; see ghostvis recipes list.",
+            metavar="NAME",
+            autocompletion=_complete_preset,
+        ),
     ] = "cpu",
     name: Annotated[
         str | None, typer.Option("--name", help="Prefix of the run directories; default: the preset.", metavar="NAME")
     ] = None,
     seed: o.Seed = None,
     device: o.Device = None,
-    nproc: Annotated[str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N")] = "1",
+    nproc: Annotated[
+        str, typer.Option("--nproc", help="Processes on this machine; gpu: one for each GPU.", metavar="N")
+    ] = "1",
     eval_limit: Annotated[
         int | None,
         typer.Option("--eval-limit", help="Documents per task evaluated; default: all.", metavar="N"),
@@ -65,7 +73,10 @@ def speedrun(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show and check the stages; start nothing.")] = False,
     json: o.Json = False,
 ) -> None:
-    """Train, evaluate and describe a vision-language model: tokenizer, text, alignment, instructions."""
+    """From nothing to a model that answers, and its report.
+
+    Tokenizer, text pretraining, alignment, instruction tuning, evaluation: stages that are done are not run again.
+    """
     from ghostvis_plugins import MissingError
     from ghostvis_plugins.errors import did_you_mean
 

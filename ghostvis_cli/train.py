@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,13 +48,16 @@ def train(
         bool, typer.Option("--resume", help="Continue the run of this --name.", rich_help_panel="Run")
     ] = False,
     nproc: Annotated[
-        str, typer.Option("--nproc", help="Processes on this machine, or gpu.", metavar="N", rich_help_panel="Run")
+        str,
+        typer.Option(
+            "--nproc", help="Processes on this machine; gpu: one for each GPU.", metavar="N", rich_help_panel="Run"
+        ),
     ] = "1",
     max_restarts: Annotated[
         int,
         typer.Option(
             "--max-restarts",
-            help="Times that all processes go on from the newest checkpoint when one was lost.",
+            help="How often all processes go on from the newest checkpoint when one was lost.",
             metavar="N",
             min=0,
             rich_help_panel="Run",
@@ -67,7 +71,10 @@ def train(
     ] = False,
     json: o.Json = False,
 ) -> None:
-    """Run one stage: tokenizer, pretrain, mid, align or sft. Writes runs/NAME/ with the model in runs/NAME/model."""
+    """Run one stage: tokenizer, pretrain, mid, align or sft.
+
+    Writes runs/NAME/ with the model in runs/NAME/model, which the next stage takes with --from.
+    """
     from .launch import count_processes, launch_text, start
 
     flags: dict[str, Any] = {
@@ -86,7 +93,9 @@ def train(
         "device": device,
     }
     processes = count_processes(nproc)
-    run_dir = ready(flags, set or (), recipe or (), resume=resume, dry_run=dry_run, json=json)
+    run_dir = ready(
+        flags, set or (), recipe or (), resume=resume, processes=_world(processes), dry_run=dry_run, json=json
+    )
     if run_dir is None:
         return
     if print_launch:
@@ -95,12 +104,21 @@ def train(
     start(run_dir, nproc=processes, resume=resume, max_restarts=max_restarts)
 
 
+def _world(processes: int) -> int:
+    """How many will share the run: as many as are started here, or as another launcher has started."""
+    from stages.slurm import join_step
+
+    join_step()
+    return max(processes, int(os.environ.get("WORLD_SIZE", "1")))
+
+
 def ready(
     flags: Mapping[str, Any],
     sets: Sequence[str],
     recipes: Sequence[str],
     *,
     resume: bool,
+    processes: int = 1,
     dry_run: bool = False,
     json: bool = False,
 ) -> Path | None:
@@ -117,7 +135,7 @@ def ready(
     derived = derived_rows(resolved)
     if derived and not json:
         table(("key", "value", "from"), derived)
-    estimate = check(resolved, _vocab_size(resolved, dry_run))
+    estimate = check(resolved, _vocab_size(resolved, dry_run), processes)
     if json:
         emit_json(run=resolved.values, plan=estimate)
     if dry_run:
@@ -139,57 +157,62 @@ def derived_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
     return [(key, show(values[key]), resolved.origins[key]) for key in rows if key in values]
 
 
-def check(resolved: Resolved, vocab_size: int | None) -> dict[str, Any]:
+def check(resolved: Resolved, vocab_size: int | None, processes: int = 1) -> dict[str, Any]:
     """Shapes and costs of the run's model on the meta device; empty for a stage without a model (no vocabulary).
 
-    Of text every token is a target; of conversations about pictures a quarter is assumed to be.
+    Of text every token is a target; of conversations about pictures a quarter is assumed to be. Memory is that of the
+    device, of so many ``processes``, that needs most.
     """
     if vocab_size is None:
         return {}
     from components.lora import is_adapter
     from components.planning import plan
-    from stages.config import LoRA
+    from stages.footprint import Footprint, footprint
     from stages.optim import apply_table, check_recomputes, check_types, parameter_groups
 
     stage = resolved.values["stage"]
-    adapters = LoRA.model_validate(stage["lora"]) if stage.get("lora") else None
-    values = {**resolved.values, **_kept_parts(resolved.values)}
-    added = 0
+    config: Any = registry().make_config("stage", stage["name"], stage)
+    chosen = dict(resolved.values.get("optimizer") or {"name": "adamw"})
+    name = chosen.pop("name")
+    options, build = registry().make_config("optimizer", name, chosen), registry().get("optimizer", name).load_build()
+    added, needed = 0, Footprint(0, 0, 0)
+
+    def build_optimizer(groups: list[dict[str, Any]]) -> Any:
+        return build(options, groups=groups)
 
     def freeze(model: Any) -> None:
-        nonlocal added
-        apply_table(model, stage["train"], adapters)
-        chosen = dict(resolved.values.get("optimizer") or {"name": "adamw"})
-        name = chosen.pop("name")
-        build = registry().get("optimizer", name).load_build()
-        groups = parameter_groups(model, stage["train"])
-        check_types(model, build(registry().make_config("optimizer", name, chosen), groups=groups), name)
-        check_recomputes(model, stage["activation_checkpointing"])
+        nonlocal added, needed
+        apply_table(model, config.train, config.lora)
+        check_types(model, build_optimizer(parameter_groups(model, config.train)), name)
+        check_recomputes(model, config.activation_checkpointing)
+        needed = footprint(model, config, processes, build_optimizer)
         added = sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
 
     made = plan(
-        values,
+        {**resolved.values, **_kept_parts(resolved.values)},
         registry(),
         vocab_size,
         origins=resolved.origins,
         freeze=freeze,
+        recomputes=config.activation_checkpointing,
     )
-    trained = {path.split(".")[0] for path, rate in stage["train"].items() if rate > 0}
+    trained = {path.split(".")[0] for path, rate in config.train.items() if rate > 0}
     trained = {part.kind for part in made.parts if part.kind != "head" and ("*" in trained or part.kind in trained)}
-    images = stage["batch_tokens"] // (2 * made.tokens_per_image) if made.tokens_per_image else 0
-    targets = stage["batch_tokens"] // 4 if images else stage["batch_tokens"]
-    work = {"tokens": stage["batch_tokens"], "images": images, "targets": targets}
-    micro = min(1.0, stage["micro_tokens"] / stage["batch_tokens"])
+    images = config.batch_tokens // (2 * made.tokens_per_image) if made.tokens_per_image else 0
+    targets = config.batch_tokens // 4 if images else config.batch_tokens
+    work = {"tokens": config.batch_tokens, "images": images, "targets": targets}
+    micro = min(1 / processes, config.micro_tokens / config.batch_tokens)
+    kept = made.activation_bytes(**{key: int(value * micro) for key, value in work.items()}, trained=trained)
     return {
         **made.to_json(),
         "trained": sorted(trained),
         "step_flops": made.training_flops(**work),
-        "peak_bytes": made.training_bytes(
-            **{k: int(v * micro) for k, v in work.items()}, trained=trained, adapters=added
-        ),
+        "processes": processes,
+        "memory": {**needed.to_json(), "activations": kept},
+        "peak_bytes": needed.total + kept,
         "adapters": added,
-        "steps": stage["steps"],
-        "seconds": _seconds(made.training_flops(**work), stage["steps"]),
+        "steps": config.steps,
+        "seconds": _seconds(made.training_flops(**work), config.steps),
         "assumed": work,
     }
 
@@ -251,6 +274,10 @@ def plan_text(estimate: dict[str, Any]) -> str:
     time = "" if estimate["seconds"] is None else f", about {estimate['seconds']:.0f} s on this CPU with one process"
     lines.append(
         f"a step of {estimate['assumed']['tokens']} tokens with {estimate['assumed']['images']} images: "
-        f"{estimate['step_flops'] / 1e9:.1f} GFLOP, {estimate['peak_bytes'] / 1e6:.0f} MB beside the process{time}"
+        f"{estimate['step_flops'] / 1e9:.1f} GFLOP{time}"
     )
+    names = {"whole": "weights put together"}
+    parts = " + ".join(f"{size / 1e6:.0f} {names.get(k, k)}" for k, size in estimate["memory"].items() if size)
+    many = f" of each of {estimate['processes']} processes" if estimate["processes"] > 1 else ""
+    lines.append(f"memory{many}, in MB: {parts} = {estimate['peak_bytes'] / 1e6:.0f}, beside the process itself")
     return "\n".join(lines)

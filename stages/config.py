@@ -81,8 +81,8 @@ class TrainConfig(BaseModel):
     )
     compile: bool | Literal["auto"] = Field(
         "auto",
-        description="Fuse the element-wise work around matrix products with torch.compile; auto: on a CUDA device. "
-        "It costs half a minute at the start.",
+        description="Fuse the element-wise work around matrix products with torch.compile; auto: on a CUDA device, "
+        "where a C compiler is found. It costs half a minute at the start.",
     )
     deterministic: bool = Field(
         False,

@@ -83,12 +83,6 @@ class FeatureCache:
         self._lock = threading.Lock()
         self._digests: dict[str, str] = {}
 
-    def lookup(self, images: Sequence[Image], workers: Workers | None = None) -> list[Tensor | DataError]:
-        """Features of each picture, or why it has none. What is missing is encoded in batches."""
-        found = self.prepare(images, workers or Workers(0))
-        encoded = iter(self.finish([picture for picture in found if not isinstance(picture, DataError)]))
-        return [picture if isinstance(picture, DataError) else next(encoded) for picture in found]
-
     def prepare(self, images: Sequence[Image], workers: Workers) -> list[Tensor | Coming | DataError]:
         """Features where they are kept, else pixels for :meth:`finish`, or why there are none. For any thread."""
         keys = workers.map(self._key, images)

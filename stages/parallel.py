@@ -161,10 +161,7 @@ class Dealt(Alone):
 
     def _optimizer(self, groups: Groups, build: Build) -> Any:
         self.groups = groups
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        cost = getattr(build(groups), "cost", torch.numel)
-        hands = deal([float(cost(parameter)) for parameter in parameters], self.ranks.world)
-        self._hands = [[parameters[number] for number in hand] for hand in hands]
+        self._hands = hands(groups, build, self.ranks.world)
         own = {id(parameter) for parameter in self._hands[self.ranks.rank]}
         mine = [_part(group, own) for group in groups]
         return build([group for group in mine if group["params"]]) if own else _Nothing()
@@ -249,11 +246,11 @@ class Sharded(Alone):
         mixed = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32) if low else MixedPrecisionPolicy()
         mesh = init_device_mesh(ranks.device.type, (ranks.world,))
         whole: set[nn.Parameter] = set()
-        blocks = _layers(model.backbone)
         if model.encoder_frozen and model.encoder is not None:
             whole = set(model.encoder.to(ranks.device).parameters())
-        self.root = _Root(model, [] if model.encoder is None or model.encoder_frozen else _layers(model.encoder))
-        for block in [*self.root.encoder_layers, *blocks]:
+        blocks = blocks_of(model)
+        self.root = _Root(model, _encoder_layers(model))
+        for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=mixed)
         self._reshard = fully_shard(self.root, mesh=mesh, mp_policy=mixed, ignored_params=whole).reshard
         for module in self.root.modules():
@@ -320,6 +317,23 @@ class _Root(nn.Module):
 
     def _tie(self, backbone: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
         return None if self.tie is None else (inputs[0] + self.tie.to(inputs[0].dtype),)
+
+
+def hands(groups: Groups, build: Build, world: int) -> list[list[nn.Parameter]]:
+    """The parameters of each of ``world`` ranks, by what the optimizer says that they cost, or by their size."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    cost = getattr(build(groups), "cost", torch.numel)
+    dealt = deal([float(cost(parameter)) for parameter in parameters], world)
+    return [[parameters[number] for number in hand] for hand in dealt]
+
+
+def blocks_of(model: VLM) -> list[nn.Module]:
+    """The layers that are shards of their own: the backbone's, and those of an encoder that trains."""
+    return [*_encoder_layers(model), *_layers(model.backbone)]
+
+
+def _encoder_layers(model: VLM) -> list[nn.Module]:
+    return [] if model.encoder is None or model.encoder_frozen else _layers(model.encoder)
 
 
 def _layers(part: nn.Module) -> list[nn.Module]:

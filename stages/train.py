@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components import lora
+from components.compiled import decide
 from components.flops import StepFlops
 from components.images import decode
 from components.samples import UNUSABLE, check_learnable
@@ -61,6 +62,8 @@ def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
 
 def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Stopping) -> Path:
     dist = context.dist
+    compiles = decide(config.compile, dist.device.type, _warn if dist.is_main else lambda _: None)
+    config = config.model_copy(update={"compile": compiles})
     if dist.is_main:
         claim(context.run_dir, context.resume)
     start = open_start(context, vision=vision)

@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; its library reads th
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker and for what it starts
 
+from commands import copied, home, installed, shared, trained, warm  # noqa: F401  # fixtures, of this environment
+
 if TYPE_CHECKING:
     from components.tokenizers import Tokenizer
     from components.vlm import VLM

@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import tokenizers
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -24,8 +26,11 @@ import stages.builtin
 from components.images import to_pixels
 from components.tokenizers import Tokenizer
 from ghostvis_plugins import ComponentSpec, dataset, encoder, tracker
+from ghostvis_plugins.errors import DataError
 from ghostvis_plugins.manager import Registry
 from ghostvis_plugins.types import Conversation, Document, Image, Sample, SampleList, Split, assistant, user
+from stages.features import FeatureCache
+from stages.workers import Workers
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "yellow": (230, 220, 30)}
 
@@ -164,6 +169,21 @@ def write_tokenizer(folder: Path) -> Path:
     Tokenizer.train(texts, 330).save(folder)
     (folder / "config.json").write_text('{"format_version": 1, "architecture": "ghostvis-tokenizer"}')
     return folder
+
+
+def as_others_read(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    """Ids of a text by the saved file, as every other tool reads it: control tokens are recognised."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        saved = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
+    return lambda text: list(saved.encode(text, add_special_tokens=False).ids)
+
+
+def features_of(cache: FeatureCache, images: Sequence[Image]) -> list[Tensor]:
+    """As a step has them: prepared in some thread, and finished where the device is."""
+    prepared = cache.prepare(images, Workers(0))
+    assert not any(isinstance(picture, DataError) for picture in prepared)
+    return cache.finish(prepared)  # type: ignore[arg-type]
 
 
 class NoOptions(BaseModel):

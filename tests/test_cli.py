@@ -65,6 +65,19 @@ def test_help_documents_every_exit_code(cli: Cli) -> None:
         assert re.search(rf"^\s+{number.value}  {meaning}$", out, re.MULTILINE)
 
 
+GROUPS = ("", "launch", "runs", "data", "weights", "ckpt", "components", "plugins", "recipes", "config")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_what_a_command_does_is_not_cut_off(cli: Cli, monkeypatch: pytest.MonkeyPatch, group: str) -> None:
+    """In the list of commands of a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli(*group.split(), "--help")
+    assert code == 0
+    assert "Commands:" in out
+    assert "..." not in out.replace("COMMAND [ARGS]...", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -155,7 +168,9 @@ def test_every_command_has_two_examples_that_parse(cli: Cli, command: tuple[str,
     lines = [line.strip() for line in ALL_COMMANDS[command].splitlines() if line.strip().startswith("ghostvis ")]
     piped = [line for line in ALL_COMMANDS[command].splitlines() if "| ghostvis " in line]
     assert len(lines) + len(piped) == 2
-    assert cli(*command, "--help")[0] == 0
+    code, out, _ = cli(*command, "--help")
+    assert code == 0
+    assert not re.findall(r"<(?:int|str|float|path)\b[^>]*>", out), "a metavar says more than a type of Python"
 
 
 @pytest.mark.parametrize(

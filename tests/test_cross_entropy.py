@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,46 @@ def test_pieces_equal_the_whole(softcap: float, rows_a_piece: int, monkeypatch: 
         results.append((value, h.grad, w.grad))
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(expected.double(), found.double(), rtol=1e-5, atol=1e-6)
+
+
+def in_pieces(monkeypatch: pytest.MonkeyPatch, loss: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """``loss`` and the leaves that it hangs on; :func:`linear_cross_entropy` goes in pieces."""
+    monkeypatch.setattr(cross_entropy, "PIECE_BYTES", 4 * 50 * 7)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator).requires_grad_() for n in (23, 50))
+    return loss(hidden, weight, torch.randint(50, (23,), generator=generator), 15.0), hidden, weight
+
+
+def test_a_second_backward_pass_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for function in (whole, linear_cross_entropy):
+        loss, *leaves = in_pieces(monkeypatch, function)
+        for factor in (3.0, 0.5):  # as another loss would scale them
+            results.append(torch.autograd.grad(factor * loss, leaves, retain_graph=True))
+        for _ in range(2):
+            (2 * loss).backward(retain_graph=True)
+        loss.backward()
+        results.append(leaf.grad for leaf in leaves)
+    for expected, found in zip(results[:3], results[3:], strict=True):
+        for one, other in zip(expected, found, strict=True):
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_is_used_twice_has_the_gradient_of_both_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for function in (whole, linear_cross_entropy):
+        loss, *leaves = in_pieces(monkeypatch, function)
+        (loss.square() + 2 * loss).backward()
+        results.append([leaf.grad for leaf in leaves])
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(expected, found, rtol=1e-5, atol=1e-4)
+
+
+def test_a_graph_that_was_not_kept_is_refused_as_autograd_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, *_ = in_pieces(monkeypatch, linear_cross_entropy)
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
 
 
 def test_only_the_wanted_gradients_are_made() -> None:

@@ -3,72 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from published_files import chartqa_official, vqav2_official
-from warm import Warm
-
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1", "COLUMNS": "120"}
-GHOSTVIS = [sys.executable, "-m", "ghostvis_cli"]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
-
-# What stands in for the long part of a command from the documentation, or for what a test must not do.
-SHORT = {
-    "cpu/1-tokenizer": ["--set", "stage.max_samples=300"],
-    "stage": ["--set", "stage.steps=2", "--set", "stage.eval_samples=8", "--set", "stage.eval_every=0"],
-}
-NOT_RUN = {"make speedrun", "make test", "pip install"}  # .ci/run and test_plugins run these
-
-
-def ghostvis(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in ``folder``; the installed one, whatever the folder holds."""
-    env = {**ENVIRONMENT, **environment}
-    done = subprocess.run([*GHOSTVIS, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=600)
-    return checked(done, code)
-
-
-def checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.CompletedProcess[str]:
-    assert done.returncode == code, f"{done.args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """The same for commands by the dozen: each a process, forked from one that has imported what they import."""
-    if not hasattr(os, "fork"):
-        yield ghostvis
-        return
-    with Warm(ENVIRONMENT) as server:
-
-        def run(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-            return checked(server.run(arguments, folder, {**ENVIRONMENT, **environment}), code)
-
-        yield run
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("home")
-    ghostvis(folder, "speedrun", "--preset", "tiny", "--eval-limit", "40")
-    return folder
-
-
-@pytest.fixture
-def home(trained: Path) -> Iterator[Path]:
-    """A folder in which the rehearsal preset has run from nothing; a test's own runs don't stay the newest model."""
-    yield trained
-    (trained / "runs/latest").unlink()
-    (trained / "runs/latest").symlink_to("tiny-4-sft/model")
+from commands import ROOT, Run, ghostvis
 
 
 def test_the_speedrun_leaves_a_report_scores_and_a_model(home: Path) -> None:
@@ -95,14 +34,14 @@ def test_the_speedrun_leaves_a_report_scores_and_a_model(home: Path) -> None:
         assert f"last {last['val_loss']:.3f} |" in row
 
 
-def test_nothing_written_names_this_machine(home: Path) -> None:
+def test_nothing_written_names_this_machine(home: Path, shared: Path) -> None:
     for file in [*home.rglob("*.json"), *home.rglob("*.md"), *home.rglob("*.jsonl")]:
         text = file.read_text()
-        for private in (str(home), str(Path.home()) + "/", str(ROOT), "index-url", "simple/"):
+        for private in (str(shared), str(Path.home()) + "/", str(ROOT), "index-url", "simple/"):
             assert private not in text, f"{private} in {file}"
 
 
-def test_a_finished_speedrun_is_not_run_again(home: Path, warm: Callable[..., Any]) -> None:
+def test_a_finished_speedrun_is_not_run_again(home: Path, warm: Run) -> None:
     said = warm(home, "speedrun", "--preset", "tiny", "--eval-limit", "40").stderr
     assert said.count("is complete") == 4
 
@@ -118,7 +57,7 @@ def test_a_model_directory_is_all_that_chat_needs(home: Path, tmp_path: Path) ->
     assert said["finish_reason"] in ("stop", "length")
 
 
-def test_two_processes_give_the_losses_of_one(home: Path, warm: Callable[..., Any]) -> None:
+def test_two_processes_give_the_losses_of_one(home: Path, warm: Run) -> None:
     def losses(name: str, nproc: str) -> list[float]:
         shorter = ["--set", "stage.steps=3", "--set", "stage.eval_samples=0"]
         start = ["--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model", "--name", name]
@@ -137,16 +76,6 @@ def test_a_worker_under_torchrun_keeps_its_exit_code(home: Path) -> None:
     assert done.stderr.count("ghostvis: error: rank") == 1
 
 
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment in which the example packages are installed."""
-    site = tmp_path_factory.mktemp("site")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
-    packages = [str(ROOT / "examples" / name) for name in ("ghostvis-patchmean", "ghostvis-swatches")]
-    subprocess.run([*install, str(site), *packages], check=True, capture_output=True)
-    return {"PYTHONPATH": str(site)}
-
-
 @pytest.mark.parametrize("package", ["ghostvis-patchmean", "ghostvis-swatches"])
 def test_the_example_packages_are_small_and_import_only_the_contract(package: str) -> None:
     sources = [path.read_text() for path in (ROOT / "examples" / package / package.replace("-", "_")).glob("*.py")]
@@ -156,9 +85,7 @@ def test_the_example_packages_are_small_and_import_only_the_contract(package: st
     assert not imported & {"components", "stages", "ghostvis_cli"}
 
 
-def test_third_party_packages_train_and_answer_by_name(
-    home: Path, warm: Callable[..., Any], installed: dict[str, str]
-) -> None:
+def test_third_party_packages_train_and_answer_by_name(home: Path, warm: Run, installed: dict[str, str]) -> None:
     ours = installed
     listed = json.loads(warm(home, "components", "list", "--json", **ours).stdout)["components"]
     assert {"patchmean", "swatches"} <= {component["name"] for component in listed}
@@ -204,7 +131,7 @@ def test_third_party_packages_train_and_answer_by_name(
     ],
 )
 def test_mistakes_are_said_in_plain_words(
-    home: Path, warm: Callable[..., Any], arguments: list[str], code: int, words: list[str]
+    home: Path, warm: Run, arguments: list[str], code: int, words: list[str]
 ) -> None:
     (home / "text.jpg").write_text("no picture at all")
     said = warm(home, *arguments, code=code).stderr
@@ -212,7 +139,7 @@ def test_mistakes_are_said_in_plain_words(
         assert word in said
 
 
-def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path, warm: Callable[..., Any]) -> None:
+def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path, warm: Run) -> None:
     start = ["train", "--recipe", "tiny/2-pretrain", "--from", "runs/tiny-1-tokenizer/model"]
     assert "--resume" in warm(home, *start, "--name", "tiny-2-pretrain", code=3).stderr
     assert "--name" in warm(home, *start, "--resume", code=3).stderr
@@ -225,52 +152,3 @@ def test_a_run_is_neither_overwritten_nor_in_its_own_way(home: Path, warm: Calla
 
 def test_without_a_model_chat_says_how_to_get_one(tmp_path: Path) -> None:
     assert "ghostvis speedrun" in ghostvis(tmp_path, "chat", "--prompt", "hi", code=4).stderr
-
-
-def documented_commands() -> list[tuple[str, str]]:
-    """Every ``ghostvis`` line of the documentation's shell blocks and of the help texts' examples, in order."""
-    found: dict[str, str] = {}
-    for file in DOCS:
-        blocks = re.findall(r"^```(\w*)\n(.*?)^```|((?:^    .*\n)+)", file.read_text(), flags=re.M | re.S)
-        for language, fenced, indented in blocks:
-            if language not in ("", "sh", "bash"):
-                continue
-            for line in (fenced or indented).replace("\\\n", " ").splitlines():
-                command = re.sub(r"\s+#.*$", "", line.strip()).replace(".venv/bin/", "")
-                if command.startswith(("ghostvis ", "make ", "pip ")):
-                    found.setdefault(command, file.relative_to(ROOT).as_posix())
-    return list(found.items())
-
-
-def test_the_documented_commands_are_found() -> None:
-    assert len(documented_commands()) > 15
-
-
-def make_data_of_a_reader(home: Path) -> None:
-    """What the documentation supposes in /data and in the working folder."""
-    chartqa_official(home / "data/ChartQA")
-    vqav2_official(home / "data/vqa")
-    (home / "data/coco").symlink_to(home / "data/vqa/pictures")
-    said = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello, you"}]}
-    (home / "mine.jsonl").write_text(f"{json.dumps(said)}\n" * 40)
-
-
-@pytest.mark.parametrize(("command", "file"), documented_commands())
-def test_every_documented_command_runs(
-    home: Path, warm: Callable[..., Any], installed: dict[str, str], command: str, file: str
-) -> None:
-    if any(command.startswith(prefix) for prefix in NOT_RUN):
-        return
-    words = [word.replace("runs/cpu", "runs/tiny") for word in shlex.split(command)[1:]]
-    if words[0] == "train" and "--dry-run" not in words:
-        words += SHORT["cpu/1-tokenizer"] if "cpu/1-tokenizer" in words else SHORT["stage"]
-    if words[0] == "speedrun" and "--dry-run" not in words:
-        pytest.skip("the fixture runs it")
-    if words[0] == "chat" and "--prompt" not in words:
-        words += ["--prompt", "hello"]  # off a terminal there is nobody to talk to
-    if not (home / "tests").exists():
-        (home / "tests").symlink_to(ROOT / "tests")
-        (home / "examples").symlink_to(ROOT / "examples")
-        make_data_of_a_reader(home)
-    words = [word.replace("=/data/", f"={home}/data/") for word in words]
-    warm(home, *words, **(installed if file.startswith("examples/") else {}))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from miniature import features_of
 
 from components.encoders.config import EfficientNetLite as Config
 from components.encoders.efficientnet_lite import EfficientNetLite
@@ -36,7 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def test_damaged_files_are_made_again(make: Make, make_picture: Callable[[int], Image]) -> None:
     """Whatever numpy raises for them: a header is a Python literal that may be cut or altered anywhere."""
-    expected = make().lookup([make_picture(0)])
+    expected = features_of(make(), [make_picture(0)])
     (path,) = make().folder.rglob("*.npy")  # type: ignore[union-attr]
     whole = path.read_bytes()
 
@@ -48,7 +49,7 @@ def test_damaged_files_are_made_again(make: Make, make_picture: Callable[[int], 
         path.write_bytes(damaged[:length] if length < 200 else damaged)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            (found,) = make().lookup([make_picture(0)])
+            (found,) = features_of(make(), [make_picture(0)])
         assert isinstance(found, torch.Tensor)
         assert found.shape == expected[0].shape  # type: ignore[union-attr]
 
@@ -59,14 +60,14 @@ def test_damaged_files_are_made_again(make: Make, make_picture: Callable[[int], 
 def test_any_error_of_reading_is_damage(
     make: Make, make_picture: Callable[[int], Image], monkeypatch: pytest.MonkeyPatch, raised: type[Exception]
 ) -> None:
-    (expected,) = make().lookup([make_picture(0)])
+    (expected,) = features_of(make(), [make_picture(0)])
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise raised("utf-8", b"", 0, 1, "damaged") if raised is UnicodeDecodeError else raised("damaged")
 
     monkeypatch.setattr(np, "load", fail)
     with pytest.warns(UserWarning, match=rf"damaged \({raised.__name__}"):
-        (found,) = make().lookup([make_picture(0)])
+        (found,) = features_of(make(), [make_picture(0)])
     assert torch.equal(found, expected)  # type: ignore[arg-type]
 
 
@@ -90,7 +91,7 @@ def test_a_full_disk_costs_the_store_and_not_the_run(
     cache, pictures = make(), [make_picture(number) for number in range(5)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found, again = cache.lookup(pictures), cache.lookup(pictures)
+        found, again = features_of(cache, pictures), features_of(cache, pictures)
     assert [str(warning.message) for warning in caught] == [
         f"features cannot be kept in {cache.folder} (No space left on device); from here on they stay in memory, and "
         "what does not fit there is encoded again"

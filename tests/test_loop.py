@@ -16,6 +16,7 @@ import torch
 from miniature import (
     EncoderOptions,
     TinyEncoder,
+    features_of,
     interruption,
     registry,
     square,
@@ -403,7 +404,7 @@ def test_features_do_not_depend_on_the_company() -> None:
 
     def features(shades: list[int]) -> list[Any]:
         cache = FeatureCache(net, {}, on_disk=False, memory_bytes=2**20, encode_batch=32, device=torch.device("cpu"))
-        return cache.lookup([square((200, 100, 50), shade) for shade in shades])
+        return features_of(cache, [square((200, 100, 50), shade) for shade in shades])
 
     alone = features([31])[0]
     for before, after in ((0, 1), (5, 2), (31, 0), (40, 3)):

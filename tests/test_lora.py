@@ -20,7 +20,6 @@ from components.backbones.decoder import build
 from components.backbones.gpt import GPT
 from components.batch import Batch
 from components.flops import StepFlops
-from components.planning import plan
 from components.rendering import Rendered
 from components.trackers.jsonl import read_metrics
 from components.vlm import VLM
@@ -224,13 +223,3 @@ def test_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UnavailableError, match="needs the package peft"):
         apply_table(VLM(gpt()), {"backbone": 1e-3}, LoRA())
-
-
-def test_adapters_of_a_small_type_need_less_than_the_model(published: Path) -> None:
-    """The estimate of a dry run: weights in their own type, 14 bytes for a bfloat16 one that trains, 16 for others."""
-    backbone = {"name": "decoder", "weights": str(published), "dtype": "bfloat16"}
-    made = plan({"backbone": backbone}, registry(), VOCABULARY)
-    work = {"tokens": 8, "images": 0, "targets": 8}
-    activations = made.training_bytes(**work, trained={"backbone"}) - 14 * made.parameters
-    adapted = made.training_bytes(**work, trained={"backbone"}, adapters=1000)
-    assert adapted == activations + 2 * made.parameters + 16_000

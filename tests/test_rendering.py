@@ -10,6 +10,7 @@ import jinja2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miniature import as_others_read
 
 from components.rendering import ROLES, Rendered, render, render_prompt
 from components.tokenizers import CONTROL_TOKENS, Tokenizer
@@ -28,6 +29,7 @@ from ghostvis_plugins.types import (
 )
 
 TOKENIZER = Tokenizer.train(["What colour is it? It is red.", "user\nassistant\nsystem\ntool\n"] * 5, 330)
+AS_OTHERS_READ = as_others_read(TOKENIZER)
 A, B = Image(data=b"a"), Image(data=b"b")
 SPAN = 3
 
@@ -64,16 +66,16 @@ def test_ids_equal_the_saved_chat_template(conversation: Conversation) -> None:
     messages = [as_openai(message) for message in conversation.messages]
     text = template.render(messages=messages, add_generation_prompt=False)
     expanded = text.replace("<|image|>", "<|image|>" * SPAN)
-    assert render(conversation, TOKENIZER, SPAN).ids == TOKENIZER.encode_template(expanded)
+    assert render(conversation, TOKENIZER, SPAN).ids == AS_OTHERS_READ(expanded)
     text = template.render(messages=messages, add_generation_prompt=True)
     expanded = text.replace("<|image|>", "<|image|>" * SPAN)
-    assert render_prompt(conversation, TOKENIZER, SPAN).ids == TOKENIZER.encode_template(expanded)
+    assert render_prompt(conversation, TOKENIZER, SPAN).ids == AS_OTHERS_READ(expanded)
 
 
 def test_string_content_in_the_template() -> None:
     template = jinja2.Environment().from_string(TOKENIZER.chat_template)
     text = template.render(messages=[{"role": "user", "content": "hi"}])
-    assert TOKENIZER.encode_template(text) == render(Conversation((user("hi"),)), TOKENIZER, 0).ids
+    assert AS_OTHERS_READ(text) == render(Conversation((user("hi"),)), TOKENIZER, 0).ids
 
 
 @given(
@@ -125,7 +127,7 @@ def test_the_assistant_and_nobody_else_is_learnt(conversation: Conversation) -> 
     turns = sum(m.role == "assistant" for m in conversation.messages)
     assert TOKENIZER.decode(learnt) == spoken
     assert sum(token == TOKENIZER.im_end for token in learnt) == turns
-    assert TOKENIZER.im_start not in learnt
+    assert TOKENIZER.control["<|im_start|>"] not in learnt
     assert TOKENIZER.image not in learnt
     assert not rendered.loss_mask[0]
 

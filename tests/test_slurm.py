@@ -151,6 +151,31 @@ def test_mistakes_are_found_before_anything_is_written(home: Path, words: list[s
     assert sorted(home.rglob("*")) == before
 
 
+def test_a_run_that_waits_for_its_job_is_not_overwritten(home: Path) -> None:
+    """By no command; until the job starts, which then fails here for want of its data set's plugin."""
+    script = ["--out", "waiting.sh", "--"]
+    launch(home, *script, *slow_runs.arguments("waiting"))
+    file = home / "runs/waiting/resolved.json"
+    before = file.read_bytes()
+    other = [*slow_runs.arguments("waiting"), "--set", "stage.steps=7"]
+    for words in (["launch", "slurm", *script, *other], other):
+        done = subprocess.run([*slow_runs.GHOSTVIS, *words], cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == 3
+        assert f"stage.steps: {slow_runs.STEPS} → 7" in done.stderr
+        assert "choose another --name" in done.stderr
+        assert file.read_bytes() == before
+    launch(home, "--nodes", "2", *script, *slow_runs.arguments("waiting"))  # the same run, by another script
+    assert "#SBATCH --nodes=2" in (home / "waiting.sh").read_text()
+    file.write_text(file.read_text().replace('"words"', '"wards"'))
+    worker = [sys.executable, "-m", "ghostvis_cli.worker", "--resolved", str(file)]
+    assert subprocess.run(worker, cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
+    launch(home, *script, *other)
+
+
+def test_help_says_that_options_of_sbatch_may_have_no_value(home: Path) -> None:
+    assert "KEY[=VALUE]" in launch(home, "--help").stdout
+
+
 def test_the_printed_launch_sets_what_the_real_one_does(home: Path) -> None:
     command = [*slow_runs.GHOSTVIS, "train", "--recipe", "8xh100/1-tokenizer", "--name", "printed", "--print-launch"]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=True)

@@ -10,6 +10,7 @@ from typing import Any
 import PIL.Image
 import pytest
 import torch
+from miniature import features_of
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -348,15 +349,15 @@ def test_features_of_tiles_are_kept(
 
     pictures = [make_picture(number) for number in (0, 1, 2, 0)]
     first, again, other = cache(2), cache(2), cache(3)
-    found = first.lookup(pictures)
+    found = features_of(first, pictures)
     for picture, features in zip(pictures, found, strict=True):
         pixels = first.encoder.preprocess(decode(picture))
         assert features.shape == (first.encoder.tokens, 768) == (20, 768)
         torch.testing.assert_close(features, first.encoder(pixels[None])[0].half(), rtol=0, atol=1e-2)
     assert not torch.equal(found[0], found[1])
-    assert all(map(torch.equal, again.lookup(pictures), found))
+    assert all(map(torch.equal, features_of(again, pictures), found))
     assert (first.encoded, again.encoded) == (3, 0)
-    assert {features.shape for features in other.lookup(pictures)} == {(40, 768)}
+    assert {features.shape for features in features_of(other, pictures)} == {(40, 768)}
     assert other.encoded == 3
 
 
