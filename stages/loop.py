@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -123,14 +122,10 @@ class Loop:
             Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
             self.saver,
             Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
-            compiled(self.model, enabled=self._compiles()),
+            compiled(self.model, enabled=self.config.compile is True),
             deterministic(enabled=self.config.deterministic),
         ):
             self._run(loader, watchdog)
-
-    def _compiles(self) -> bool:
-        chosen = self.config.compile
-        return self.dist.device.type == "cuda" and find_spec("triton") is not None if chosen == "auto" else chosen
 
     def _run(self, loader: Loader, watchdog: Watchdog) -> None:
         set_modes(self.model)

@@ -24,7 +24,7 @@ import components.builtin
 import stages.builtin
 import stages.loop
 from components.batch import Batch
-from components.compiled import compiled
+from components.compiled import compiled, decide
 from components.compose import build_model, components_of
 from components.tokenizers import Tokenizer
 from ghostvis_plugins import dataset
@@ -131,6 +131,8 @@ class Ours:
         with torch.device(device):
             model = build_model(chosen, registry, vocab_size)
         self.context = RunContext(values, registry, folder, ranks)
+        compiles = decide(config.compile, device.type, print)
+        config = config.model_copy(update={"compile": compiles})
         start = Start(model, Tokenizer.train(["unread"], 300), components_of(model, chosen, registry))
         apply_table(model, config.train)
         model.to(device)
@@ -206,7 +208,7 @@ class OurEncoder:
     def run(self, count: int) -> list[float]:
         loop, seconds = self.run_.loop, []
         loop.model.train()
-        with compiled(loop.model, enabled=loop._compiles()), loop._autocast():
+        with compiled(loop.model, enabled=loop.config.compile is True), loop._autocast():
             for _ in range(count):
                 began = now(self.run_.device)
                 for _ in range(self.calls):

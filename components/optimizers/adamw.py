@@ -7,11 +7,13 @@ computes with it rounded, as it would under autocast, but nobody has to convert 
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from components.toolchain import lacking
 
 from .config import AdamW as Config
 
@@ -83,7 +85,7 @@ class AdamW(torch.optim.AdamW):
     def _update(self, members: list[tuple[nn.Parameter, dict[str, Any]]], *scalars: float) -> None:
         """:func:`update_` of all, on a GPU in one kernel."""
         plain = any(not parameter.is_contiguous() for parameter, _ in members)  # the kernel takes memory as it lies
-        if plain or members[0][0].device.type != "cuda" or find_spec("triton") is None:
+        if plain or not _has_kernel(members[0][0].device.type):
             for parameter, state in members:
                 high, gradient = parameter.view(torch.int16), parameter.grad
                 assert gradient is not None
@@ -153,6 +155,11 @@ def update_(
     new_high, new_low = split(weight)
     high.copy_(new_high)
     low.copy_(new_low)
+
+
+@cache
+def _has_kernel(device: str) -> bool:
+    return device == "cuda" and lacking(device) is None
 
 
 def _with_gradients(group: dict[str, Any]) -> list[nn.Parameter]:
