@@ -113,14 +113,14 @@ class _Pick(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.of = x.shape[0]
+        ctx.length = x.shape[0]
         return x.index_select(0, rows)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.of, *grad.shape[1:]).index_copy_(0, rows, grad), None
+        return grad.new_zeros(ctx.length, *grad.shape[1:]).index_copy_(0, rows, grad), None
 
 
 def pick(x: Tensor, rows: Tensor) -> Tensor:

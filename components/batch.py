@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from components.rendering import Rendered
 
 
-FOUND = ("target_rows", "image_rows")
-"""What a batch finds out about itself on the CPU, and takes along: a device would have to be waited for."""
+ROWS = ("target_rows", "image_rows")
+"""Rows that are found on the CPU and move with the batch: to find them on the device would mean to wait for it."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its large tensors on ``device``; no copy is waited for where they were pinned."""
         moved = replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._large().items()})
-        for name in FOUND:
+        for name in ROWS:
             if name in self.__dict__:
                 moved.__dict__[name] = self.__dict__[name].to(device, non_blocking=True)
         return moved
@@ -92,12 +92,12 @@ class Batch:
     def pin(self) -> Batch:
         """The same batch in page-locked memory, from where a CUDA device copies while the host goes on."""
         pinned = replace(self, **{name: tensor.pin_memory() for name, tensor in self._large().items()})
-        pinned.__dict__.update({name: getattr(self, name).pin_memory() for name in FOUND})
+        pinned.__dict__.update({name: getattr(self, name).pin_memory() for name in ROWS})
         return pinned
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of all tensors until ``stream`` has done what it was asked to, if another one filled it."""
-        for tensor in (*self._large().values(), *(self.__dict__[name] for name in FOUND if name in self.__dict__)):
+        for tensor in (*self._large().values(), *(self.__dict__[name] for name in ROWS if name in self.__dict__)):
             tensor.record_stream(stream)
 
     def _large(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def decide(chosen: bool | Literal["auto"], device: str, warn: Callable[[str], ob
     if chosen is True and lack is not None:
         raise UnavailableError(
             f"stage.compile = true, but nothing can be compiled for {device} here: {lack.what}",
-            hint=f"{lack.hint}; or leave it out: auto compiles where it can",
+            hint=f"{lack.hint}; or leave stage.compile out: auto compiles where it can",
         )
     if device == "cuda" and lack is not None:
         warn(f"training without fused kernels, slower: {lack.what}; {lack.hint}")
@@ -72,7 +72,7 @@ def _methods(cls: type) -> tuple[str, ...]:
 def add_product(x: Tensor, layer: nn.Module, y: Tensor) -> Tensor:
     """``x + layer(y)`` of rows ``[T, D]``, to be read at once by more work of the same method.
 
-    Of two dimensions the compiler would make one product with an addend, for which ``x`` is copied first; of three it
-    adds where the sum is read.
+    With operands of two dimensions the compiler emits a product with an addend, and copies ``x`` first; with three it
+    fuses the addition into what reads the sum.
     """
     return (x[None] + layer(y[None]))[0]  # type: ignore[no-any-return]

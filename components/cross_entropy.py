@@ -22,6 +22,8 @@ from components.toolchain import lacking
 
 PIECE_BYTES = 2**31
 """Most memory for the float32 logits of one piece."""
+LARGEST_CAP = 40.0
+"""Largest softcap of the kernel, which takes it for the maximum: exp(-2 · cap) has to be a float32."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float = 0.0) -> Tensor:
@@ -54,11 +56,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         fitting = max(1, PIECE_BYTES // (4 * weight.shape[0]))
         step = -(-hidden.shape[0] // -(-hidden.shape[0] // fitting)) if hidden.shape[0] else 1  # pieces of one size
+        loss_of = _piece if softcap > LARGEST_CAP else _on(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], step):
                 piece = hidden[start : start + step]
                 logits = F.linear(piece, weight)
-                total += _on(hidden.device.type)(logits, targets[start : start + step], softcap)
+                total += loss_of(logits, targets[start : start + step], softcap)
                 d_logits = logits  # what stands there now
                 if d_hidden is not None:
                     torch.mm(d_logits, weight, out=d_hidden[start : start + step])

@@ -1,8 +1,8 @@
 """The cross-entropy of logits and its gradient in two passes over them, in Triton: for :mod:`components.cross_entropy`.
 
-One program a row. The first pass keeps a running maximum and sum (online softmax, Milakov and Gimelshein 2018), the
-second writes the gradient over the logits. A row of 150,000 numbers is 300 kB and few are in flight at a time, so the
-second pass mostly reads from the cache.
+One program a row. The first pass keeps a running maximum and sum (online softmax, Milakov and Gimelshein 2018), of
+capped logits the sum alone; the second writes the gradient over the logits. A row of 150,000 numbers is 300 kB and few
+are in flight at a time, so the second pass mostly reads from the cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ BLOCK = 8192
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Summed loss of ``logits`` ``[C, V]`` (float32 scalar); their gradient takes their place."""
+    """Summed loss of ``logits`` ``[C, V]`` (float32 scalar); their gradient takes their place.
+
+    A ``softcap`` must be at most 40: exp(-2 · softcap) has to be a float32.
+    """
     rows, columns = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     block = min(BLOCK, triton.next_power_of_2(columns))
@@ -32,7 +35,7 @@ def _row(  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     at_target = logits + tl.load(targets + row)
-    if capped:  # no logit exceeds the cap, which does for the maximum and need not be found
+    if capped:  # no logit is above the cap, so the cap serves as the maximum
         peak = softcap
         sums = tl.zeros([block], tl.float32)
         for start in range(0, columns, block):

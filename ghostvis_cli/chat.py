@@ -62,7 +62,7 @@ def chat(
         float | None,
         typer.Option(
             "--top-p",
-            help="Draw among the likeliest tokens that share this probability.",
+            help="Draw among the likeliest tokens whose probabilities add up to X.",
             metavar="X",
             rich_help_panel=_ANSWER,
         ),

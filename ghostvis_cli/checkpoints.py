@@ -125,7 +125,7 @@ def diff(
 ) -> None:
     """Which weights differ between two checkpoints.
 
-    By how much: the norm of the change over that of A.
+    How much a tensor differs is the norm of the change over that of A.
     """
     from ghostvis_plugins import ConfigError
     from stages import checkpoint

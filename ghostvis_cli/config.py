@@ -78,7 +78,7 @@ def explain(
 ) -> None:
     """Value, origin, type and meaning of keys.
 
-    And the values that were overridden.
+    Also shows the values that were overridden.
     """
     resolved = _resolve({"stage": stage, "depth": depth, "from": from_}, set, recipe)
     from ghostvis_plugins.layers import flatten

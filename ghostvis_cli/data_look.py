@@ -56,7 +56,7 @@ def preview(
 ) -> None:
     """Show samples.
 
-    Their text on stdout; pictures and token masks (what is learnt, what is read) on a page.
+    Their text goes to stdout; pictures and token masks (what is learnt, what is read) go on a page.
     """
     from components.preview import byte_tokenizer, spread, text_of, view
     from ghostvis_plugins import DataError

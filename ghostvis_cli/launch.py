@@ -17,6 +17,7 @@ from typing import Any
 
 from ghostvis_plugins import ConfigError, ExitCode, GhostVisError, UnavailableError
 from ghostvis_plugins.resolved import Resolved, load_resolved
+from stages.rundir import QUEUED, claim, exit_codes
 
 RUNS = Path("runs")
 WORKER = "ghostvis_cli.worker"
@@ -35,16 +36,11 @@ class RunFailedError(GhostVisError):
         self.exit_code = ExitCode(code) if code in ExitCode.__members__.values() else ExitCode.FAILED
 
 
-QUEUED = "queued"
-"""File in the directory of a run that waits for its job: ``resolved.json`` is what the job is going to start with."""
-
-
 def prepare(resolved: Resolved, *, resume: bool) -> Path:
     """Make the run directory and write ``resolved.json``. Raises ConfigError where a run would be overwritten.
 
     Also one that another command has prepared for a job in a queue, unless it is the same.
     """
-    from stages.rundir import claim
     from stages.slurm import join_step
 
     join_step()
@@ -65,8 +61,11 @@ def prepare(resolved: Resolved, *, resume: bool) -> Path:
         return run_dir
     claim(run_dir, resume=False)
     if (run_dir / QUEUED).exists() and file.exists():
-        waits = f"{run_dir} waits in a queue for its job to start, and would start with other values"
-        _check_same(file, values, waits, f"choose another --name; if its job was cancelled, remove {run_dir} first")
+        waits = f"{run_dir} was prepared by launch slurm and has not started; its script would run with other values"
+        hint = (
+            f"choose another --name; if its script was not submitted, or its job was cancelled, remove {run_dir} first"
+        )
+        _check_same(file, values, waits, hint)
     private = run_dir / f".{file.name}.{os.environ.get('RANK', '0')}"  # each process of a launcher comes by here
     private.write_text(resolved.to_json(), encoding="utf-8")
     private.replace(file)
@@ -152,8 +151,6 @@ def _worker_environment(nproc: int) -> dict[str, str]:
 
 def _worker_code(run_dir: Path) -> int | None:
     """The exit code that the first failing worker left; torchrun turns every failure into 1."""
-    from .worker import exit_codes
-
     files = exit_codes(run_dir)
     try:
         return int(files[0].read_text(encoding="utf-8")) if files else None

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ghostvis_plugins import ConfigError, ExitCode
+from stages.rundir import QUEUED
 
-from .launch import QUEUED
 from .options import Json
 from .output import emit_json, examples, note
 

@@ -57,7 +57,7 @@ def train(
         int,
         typer.Option(
             "--max-restarts",
-            help="How often all processes go on from the newest checkpoint when one was lost.",
+            help="Restart all processes from the newest checkpoint, at most N times, after one is lost.",
             metavar="N",
             min=0,
             rich_help_panel="Run",

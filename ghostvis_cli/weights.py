@@ -56,7 +56,7 @@ def download(
 ) -> None:
     """Fetch weights into the cache, to work offline.
 
-    That of the hub's own library, for its repositories.
+    Repositories of the hub go into the hub library's own cache.
     Ends with 5 when the hub cannot be reached or gives a part of the weights, or none.
     """
     from components.packages import PACKAGES, fetch

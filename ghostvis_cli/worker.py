@@ -15,15 +15,7 @@ from typing import NoReturn
 
 from ghostvis_plugins import ExitCode, GhostVisError
 from ghostvis_plugins.resolved import load_resolved, registry_for
-
-from .launch import QUEUED
-
-EXIT_CODE = "exit_code"
-"""Of the file in the run directory in which the first process of a start that fails leaves its exit code.
-
-Its whole name is ``exit_code.PLACE.START``: so no process takes away what another of its start has left already, and
-none is silent because of what was left by an earlier start.
-"""
+from stages.rundir import EXIT_CODE, QUEUED
 
 
 def work(resolved_file: Path, *, resume: bool) -> Path:
@@ -53,12 +45,6 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.INTERRUPTED))
     sys.exit(0)
-
-
-def exit_codes(run_dir: Path) -> list[Path]:
-    """The files that failures left, the newest first."""
-    found = run_dir.glob(f"{EXIT_CODE}.*")
-    return sorted(found, key=lambda file: file.stat().st_mtime, reverse=True)
 
 
 def _own_file(run_dir: Path) -> Path | None:

@@ -141,22 +141,28 @@ def take(
     for name, tensor in unique_tensors(model).items():
         whole = tensor.full_tensor() if isinstance(tensor, _Parts) else tensor  # all ranks take part in it
         if ranks.is_main and copies:
-            weights[name] = _to_host(whole)
+            weights[name] = _copy_to_host(whole)
         elif ranks.is_main:  # whole for a moment only: the device has no room for all of a model that is shared out
             weights[name] = tensor if whole is tensor else whole.cpu()
     tensors, scalars = _optimizer_state(optimizer, names)
     if copies:
-        tensors = {name: _to_host(tensor) for name, tensor in tensors.items()}
+        tensors = {name: _copy_to_host(tensor) for name, tensor in tensors.items()}
         if ranks.device.type == "cuda":
             torch.cuda.current_stream(ranks.device).synchronize()  # copies were only begun
         state, scalars = copy.deepcopy((state, scalars))
     return Snapshot(step, weights, tensors, scalars, state)
 
 
-def _to_host(tensor: Tensor) -> Tensor:
+def _copy_to_host(tensor: Tensor) -> Tensor:
     """A copy in the host's memory, a DTensor's of its own part. From a CUDA device it arrives in the stream's order."""
-    plain = torch.contiguous_format
-    host = torch.empty_like(tensor, device="cpu", memory_format=plain, pin_memory=tensor.is_cuda)
+
+    def room(pinned: bool) -> Tensor:
+        return torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format, pin_memory=pinned)
+
+    try:
+        host = room(tensor.is_cuda)
+    except RuntimeError:  # no more memory can be page-locked; a copy that is waited for needs none
+        return room(False).copy_(tensor)
     return host.copy_(tensor, non_blocking=tensor.is_cuda)
 
 

@@ -124,7 +124,7 @@ class Distributed:
 
 
 def to_device(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """Send a row of numbers to the device, as float32; what it computes is not waited for."""
+    """Send a row of numbers to the device, as float32, without waiting for the work that is queued there."""
     host = torch.tensor(numbers, dtype=torch.float32)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
@@ -146,7 +146,7 @@ def to_host(numbers: Tensor) -> Callable[[], list[float]]:
 
 
 class Upload:
-    """Sends batches to a device: to a CUDA device while it computes, which waits for its own batch alone."""
+    """Sends batches to a device: to a CUDA device on a stream of its own, where computing waits for its batch alone."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

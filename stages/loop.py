@@ -118,11 +118,12 @@ class Loop:
         Raises RequeueError after the step in which any rank was asked to stop, with a checkpoint of that step.
         """
         left = self.steps - self.step
+        assert self.config.compile != "auto"  # components.compiled.decide has
         with (
             Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
             self.saver,
             Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
-            compiled(self.model, enabled=self.config.compile is True),
+            compiled(self.model, enabled=self.config.compile),
             deterministic(enabled=self.config.deterministic),
         ):
             self._run(loader, watchdog)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Any
 from ghostvis_plugins.errors import ConfigError
 
 LATEST = "latest"
+QUEUED = "queued"
+"""Marks a run that was prepared for a job, until that starts."""
+EXIT_CODE = "exit_code"
+"""Prefix of the file in which the first process of a start that fails leaves its exit code.
+
+Its whole name is ``exit_code.PLACE.START``: so no process takes away what another of its start has left already, and
+none is silent because of what was left by an earlier start.
+"""
 _PRODUCTS = ("checkpoints", "model", "metrics.jsonl")
 
 
@@ -27,6 +36,15 @@ def claim(run_dir: Path, resume: bool) -> None:
 def products(run_dir: Path) -> list[str]:
     """What a run has left in its folder so far: nothing when it failed before its first step."""
     return [name for name in _PRODUCTS if (run_dir / name).exists()]
+
+
+def exit_codes(run_dir: Path) -> list[Path]:
+    """The files that failures left, the first one first."""
+    times = {}
+    for file in run_dir.glob(f"{EXIT_CODE}.*"):
+        with contextlib.suppress(FileNotFoundError):  # another launcher took it away
+            times[file] = file.stat().st_mtime_ns
+    return sorted(times, key=times.__getitem__)
 
 
 def resolved_of(run_dir: Path, values: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from components.trackers.jsonl import read_metrics
 from ghostvis_plugins.errors import DataError, MissingError, did_you_mean
 from ghostvis_plugins.layers import flatten
 
-from .rundir import resolved_of
+from .rundir import QUEUED, resolved_of
 
 QUIET = 120.0
 """Seconds without a step after which an unfinished run counts as failed; ten times its slowest step, if that's more."""
@@ -45,12 +45,15 @@ class Run:
         return (path if path.exists() else self.path / "resolved.json").stat().st_mtime
 
     def state(self, now: float | None = None) -> str:
-        """``finished``: its model is there; ``running``: a step was made not long ago; else ``failed``.
+        """``finished``: its model is there; ``queued``: its job has not started; ``running``: a step was made not long
+        ago; else ``failed``.
 
         A run leaves no word when it dies, so the latter two are told by its silence.
         """
         if (self.path / "model" / "config.json").is_file():
             return "finished"
+        if (self.path / QUEUED).exists():
+            return "queued"
         patience = max(QUIET, *(10 * row["seconds"] for row in self.metrics if "seconds" in row), 0)
         return "running" if (now or time.time()) - self.touched < patience else "failed"
 

@@ -30,8 +30,8 @@ from .parallel import Alone
 class Spared:
     """Steps whose checkpoints pruning leaves, as the run stood when it took one.
 
-    ``best_before`` is the best again should the new one not be written; ``good`` is the last step before bad ones, for
-    with one more of these the run goes back to the newest checkpoint up to there.
+    ``best_before`` becomes the best again if the new checkpoint cannot be written. ``good`` is the last step before the
+    current bad ones: one more bad step sends the run back to the newest checkpoint at or before it.
     """
 
     best: int | None = None
@@ -40,7 +40,8 @@ class Spared:
 
 
 class Saver:
-    """Writes checkpoints to ``root`` while its ``with`` block runs; all ranks call the same after the same steps.
+    """Writes checkpoints to ``root`` while its ``with`` block runs. All ranks make one, and call the same after the
+    same steps.
 
     Checkpoints after ``done``, the step that was resumed from, were found damaged: they count for nothing until
     rewritten. ``say`` tells people, from whichever thread, and is called on every rank.
@@ -74,7 +75,8 @@ class Saver:
         """Finish what is being written. Where another error ends the run, that of the thread is said."""
         try:
             if self._pending is not None and self.writing:
-                self._say(f"the checkpoint of step {self._pending[0]} is being written; the run ends after that")
+                step = self._pending[0]
+                self._say(f"the checkpoint of step {step} is being written; the run ends after that (or by kill -9)")
             self.settle()
         except Exception as own:
             if kind is None:

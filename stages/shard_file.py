@@ -33,7 +33,7 @@ class ShardFile(HuggingFaceStorageWriter):
             tensors[item.index.fqn] = cast(Tensor, planner.resolve_data(item))
             offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
         if tensors:
-            # One entry, all that the reader wants: safetensors writes several in any order, another file each time.
+            # One entry is all that the reader needs: of several, safetensors varies the order, and the file.
             self._write(tensors, self.file, {"DCP_SHARDING_INFO": json.dumps(offsets, sort_keys=True)})
         done: Future[list[Any]] = Future()
         done.set_result([])  # what a file with an index would be made of

@@ -107,3 +107,17 @@ def test_no_rows_are_no_loss() -> None:
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(weight.grad, torch.zeros(9, 4))
+
+
+def test_a_cap_beyond_the_kernels_is_not_its(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the cap for the maximum, and would have nothing left of a sum of exponentials."""
+
+    def kernel(device: str) -> None:
+        raise AssertionError("the kernel was asked")
+
+    monkeypatch.setattr(cross_entropy, "PIECE_BYTES", 400)
+    monkeypatch.setattr(cross_entropy, "_on", kernel)
+    hidden, weight, targets = torch.randn(9, 8), torch.randn(50, 8), torch.randint(50, (9,))
+    assert torch.isclose(linear_cross_entropy(hidden, weight, targets, 1e4), whole(hidden, weight, targets, 1e4))
+    with pytest.raises(AssertionError):
+        linear_cross_entropy(hidden, weight, targets, cross_entropy.LARGEST_CAP)

@@ -17,6 +17,7 @@ from miniature import registry, values, write_tokenizer
 
 from components.trackers.jsonl import read_metrics
 from stages.runner import run
+from stages.runs import open_run
 from stages.slurm import first_node, torchrun_variables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,6 +157,7 @@ def test_a_run_that_waits_for_its_job_is_not_overwritten(home: Path) -> None:
     script = ["--out", "waiting.sh", "--"]
     launch(home, *script, *slow_runs.arguments("waiting"))
     file = home / "runs/waiting/resolved.json"
+    assert open_run(file.parent).state() == "queued"
     before = file.read_bytes()
     other = [*slow_runs.arguments("waiting"), "--set", "stage.steps=7"]
     for words in (["launch", "slurm", *script, *other], other):

@@ -12,6 +12,7 @@ import pytest
 from ghostvis_cli import worker
 from ghostvis_cli.launch import _worker_code
 from ghostvis_plugins import ExitCode
+from stages.rundir import exit_codes
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
@@ -39,7 +40,7 @@ def fail(run_dir: Path, rank: int, **more: str) -> str:
 def test_what_a_rank_left_before_the_first_one_began_stays(tmp_path: Path, launcher: dict[str, str]) -> None:
     assert "rank 1: " in fail(tmp_path, 1, **launcher)
     assert fail(tmp_path, 0, **launcher) == ""
-    (left,) = worker.exit_codes(tmp_path)
+    (left,) = exit_codes(tmp_path)
     assert _worker_code(tmp_path) == ExitCode.DATA
     assert not left.exists()
 
@@ -58,10 +59,10 @@ def test_what_an_earlier_start_left_silences_nobody(
 ) -> None:
     assert "rank 1: " in fail(tmp_path, 1, **first)
     assert "rank 1: " in fail(tmp_path, 1, **second)
-    assert len(worker.exit_codes(tmp_path)) == (1 if second else 0)
+    assert len(exit_codes(tmp_path)) == (1 if second else 0)
 
 
 def test_files_of_another_node_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "exit_code.other-node.1-2-0").write_text("3")
     fail(tmp_path, 0, **TORCHRUN)
-    assert len(worker.exit_codes(tmp_path)) == 2
+    assert len(exit_codes(tmp_path)) == 2

@@ -22,11 +22,15 @@ from components.optimizers import adamw_kernel
 CAPABILITIES = (80, 90)
 
 
-def compile_for_all(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int) -> None:
+def compile_for_all(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int) -> list[str]:
+    """PTX for each GPU."""
     source = ASTSource(fn=kernel, signature=types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    texts = []
     for capability in CAPABILITIES:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
         assert compiled.asm["cubin"]
+        texts.append(compiled.asm["ptx"])
+    return texts
 
 
 def cross_entropy() -> None:
@@ -43,7 +47,8 @@ def adamw() -> None:
     types = dict.fromkeys(places, "*i64") | {"tensors": "*i32", "firsts": "*i32"} | dict.fromkeys(scalars, "fp32")
     for aligned in (False, True):
         constants = {"aligned": aligned, "block": adamw_kernel.BLOCK}
-        compile_for_all(adamw_kernel._update, types, constants, adamw_kernel.WARPS)
+        for text in compile_for_all(adamw_kernel._update, types, constants, adamw_kernel.WARPS):
+            assert ("ld.global.v4" in text and "st.global.v4" in text) == aligned  # several numbers at a time
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ def check_adamw() -> None:
 
 def check_cross_entropy() -> None:
     for columns in (7, 1000, 10_000):  # less than a block, and more
-        for softcap in (0.0, 15.0):
+        for softcap in (0.0, 15.0, cross_entropy.LARGEST_CAP):
             logits, targets = 5 * torch.randn(6, columns), torch.randint(columns, (6,))
+            logits[2] -= 10 * softcap  # all at the lower end of what a cap leaves
             targets[:2] = torch.tensor([0, columns - 1])
             expected, found = logits.clone(), logits.clone()
             losses = [

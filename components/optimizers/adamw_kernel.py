@@ -101,7 +101,7 @@ def _update(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _place(entry, kind: tl.constexpr, aligned: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.load(entry)
+    place = tl.load(entry).to(tl.pointer_type(kind))
     if aligned:
-        place = tl.multiple_of(place, 16)
-    return place.to(tl.pointer_type(kind))
+        place = tl.multiple_of(place, 16)  # of the pointer: what is known of the number is forgotten
+    return place
