@@ -19,7 +19,7 @@ from components.toolchain import lacking
 from ghostvis_plugins import GhostVisError, UnavailableError
 
 
-def decide(chosen: bool | Literal["auto"], device: str, warn: Callable[[str], object]) -> bool:
+def decide(chosen: bool | Literal["auto"], device: str, warn: Callable[[str], object] | None = None) -> bool:
     """Whether to compile for a kind of ``device``: "auto" does on CUDA, where the machine is able to.
 
     ``warn`` is told what a GPU has to do without. Raises UnavailableError when it was asked for and cannot be.
@@ -30,7 +30,7 @@ def decide(chosen: bool | Literal["auto"], device: str, warn: Callable[[str], ob
             f"stage.compile = true, but nothing can be compiled for {device} here: {lack.what}",
             hint=f"{lack.hint}; or leave stage.compile out: auto compiles where it can",
         )
-    if device == "cuda" and lack is not None:
+    if warn is not None and device == "cuda" and lack is not None:
         warn(f"training without fused kernels, slower: {lack.what}; {lack.hint}")
     return device == "cuda" and lack is None if chosen == "auto" else chosen
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from components.batch import Batch
-from components.compiled import compiled
+from components.compiled import compiled, decide
 from components.flops import StepFlops, peak_flops
 from components.vlm import VLM
 from ghostvis_plugins.errors import DataError, GhostVisError, RequeueError
@@ -118,12 +118,12 @@ class Loop:
         Raises RequeueError after the step in which any rank was asked to stop, with a checkpoint of that step.
         """
         left = self.steps - self.step
-        assert self.config.compile != "auto"  # components.compiled.decide has
+        compiles = decide(self.config.compile, self.dist.device.type)
         with (
             Watchdog(self.config.stall_seconds, self.context.run_dir, self.dist.rank) as watchdog,
             self.saver,
             Loader(self.stream, self.collator, self.config, self.dist, self.cost, left) as loader,
-            compiled(self.model, enabled=self.config.compile),
+            compiled(self.model, enabled=compiles),
             deterministic(enabled=self.config.deterministic),
         ):
             self._run(loader, watchdog)

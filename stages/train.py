@@ -62,8 +62,7 @@ def train(context: RunContext, config: TrainConfig, *, vision: bool) -> Path:
 
 def _train(context: RunContext, config: TrainConfig, vision: bool, stopping: Stopping) -> Path:
     dist = context.dist
-    compiles = decide(config.compile, dist.device.type, _warn if dist.is_main else lambda _: None)
-    config = config.model_copy(update={"compile": compiles})
+    decide(config.compile, dist.device.type, _warn if dist.is_main else None)  # before there is a folder
     if dist.is_main:
         claim(context.run_dir, context.resume)
     start = open_start(context, vision=vision)

@@ -131,8 +131,6 @@ class Ours:
         with torch.device(device):
             model = build_model(chosen, registry, vocab_size)
         self.context = RunContext(values, registry, folder, ranks)
-        compiles = decide(config.compile, device.type, print)
-        config = config.model_copy(update={"compile": compiles})
         start = Start(model, Tokenizer.train(["unread"], 300), components_of(model, chosen, registry))
         apply_table(model, config.train)
         model.to(device)
@@ -208,7 +206,7 @@ class OurEncoder:
     def run(self, count: int) -> list[float]:
         loop, seconds = self.run_.loop, []
         loop.model.train()
-        with compiled(loop.model, enabled=loop.config.compile is True), loop._autocast():
+        with compiled(loop.model, enabled=decide(loop.config.compile, self.run_.device.type)), loop._autocast():
             for _ in range(count):
                 began = now(self.run_.device)
                 for _ in range(self.calls):
