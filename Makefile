@@ -23,7 +23,7 @@ check: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ghostvis needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \
-		uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && uv pip install --python $(BIN)/python -e '.[dev]'; \
+		uv venv --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && uv pip install --compile-bytecode --python $(BIN)/python -e '.[dev]'; \
 	else \
 		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -e '.[dev]'; \
 	fi

@@ -48,7 +48,7 @@ def checked(done: subprocess.CompletedProcess[str], code: int) -> subprocess.Com
     return done
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def warm() -> Iterator[Run]:
     """The same for commands by the dozen: each a process, forked from one that has imported what they import."""
     if not hasattr(os, "fork"):

@@ -21,9 +21,26 @@ if TYPE_CHECKING:
     from ghostvis_plugins.manager import Registry
     from ghostvis_plugins.types import Image
 
+# Files of half a minute and more, the longest first; but two that want ``trained`` don't start together, or one waits.
+LONG = [
+    *("distributed", "commands_of_docs", "speedrun", "cli", "cli_weights", "commands_of_readme", "fsdp", "end_to_end"),
+    *("loop", "slurm", "saving", "examples", "bfloat16", "stopping", "rollback", "prepare"),
+]
 WORDS = (
     "what is the shape colour of a red green blue circle square triangle cat dog? it looks like yes no naïve 漢字 🐱"
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers get whole files in the order of collection, not by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first: one begun last would keep one worker busy and leave the others without work."""
+    rank = {f"test_{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ def make_home(folder: Path) -> Path:
     return folder
 
 
-GHOSTVIS = [sys.executable, "-m", "ghostvis_cli", "--plugin", str(HERE / "slow_plugin.py")]
+PLUGIN = ["--plugin", str(HERE / "slow_plugin.py")]
+GHOSTVIS = [sys.executable, "-m", "ghostvis_cli", *PLUGIN]
 
 
 def arguments(name: str, seconds: float = 0.05) -> list[str]:

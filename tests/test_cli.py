@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (fixtures are imported by name)
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from ghostvis_plugins.settings import ROOT
 
 FORBIDDEN = ("torch", "timm", "textual", "webdataset", "pydantic_settings", "numpy")
 Cli = Callable[..., tuple[int, str, str]]
+parameters_of = functools.cache(typer.main.get_params_from_function)
 
 
 @pytest.fixture
@@ -34,6 +36,8 @@ def cli(
     """Run a command line in this process, in an empty folder: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GHOSTVIS_CONFIG_DIR", str(tmp_path / "user"))
+    # Each command line asks for the type hints of every command, three times: nine tenths of what most take.
+    monkeypatch.setattr(typer.main, "get_params_from_function", parameters_of)
     before = dict(os.environ)
 
     def cli(*arguments: str) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import fake_slurm
 import pytest
 import slow_runs
+from commands import Run
 from miniature import registry, values, write_tokenizer
 
 from components.trackers.jsonl import read_metrics
@@ -96,17 +97,14 @@ def test_two_processes_that_know_only_slurm(tmp_path: Path) -> None:
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
-def launch(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*slow_runs.GHOSTVIS, "launch", "slurm", *words],
-        cwd=home,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    return done
+@pytest.fixture
+def launch(warm: Run) -> Run:
+    """``launch slurm`` in a folder, whose runs are slow ones."""
+
+    def launch(home: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return warm(home, *slow_runs.PLUGIN, "launch", "slurm", *words, code=code)
+
+    return launch
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +113,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
-def test_the_script(home: Path, launcher: str) -> None:
+def test_the_script(home: Path, launch: Run, launcher: str) -> None:
     size = ["--nodes", "2", "--gpus-per-node", "4", "--cpus-per-gpu", "6", "--time", "1:00:00", "--sbatch", "qos=long"]
     arguments = ["train", "--recipe", "8xh100/1-tokenizer", "--name", f"script-{launcher}"]
     done = launch(home, *size, "--launcher", launcher, "--out", f"{launcher} job.sh", "--", *arguments)
@@ -146,13 +144,15 @@ def test_the_script(home: Path, launcher: str) -> None:
         ([], 2, "train"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_written(home: Path, words: list[str], code: int, said: str) -> None:
+def test_mistakes_are_found_before_anything_is_written(
+    home: Path, launch: Run, words: list[str], code: int, said: str
+) -> None:
     before = sorted(home.rglob("*"))
     assert said in launch(home, *words, code=code).stderr
     assert sorted(home.rglob("*")) == before
 
 
-def test_a_run_that_waits_for_its_job_is_not_overwritten(home: Path) -> None:
+def test_a_run_that_waits_for_its_job_is_not_overwritten(home: Path, launch: Run, warm: Run) -> None:
     """By no command; until the job starts, which then fails here for want of its data set's plugin."""
     script = ["--out", "waiting.sh", "--"]
     launch(home, *script, *slow_runs.arguments("waiting"))
@@ -161,8 +161,7 @@ def test_a_run_that_waits_for_its_job_is_not_overwritten(home: Path) -> None:
     before = file.read_bytes()
     other = [*slow_runs.arguments("waiting"), "--set", "stage.steps=7"]
     for words in (["launch", "slurm", *script, *other], other):
-        done = subprocess.run([*slow_runs.GHOSTVIS, *words], cwd=home, capture_output=True, text=True, check=False)
-        assert done.returncode == 3
+        done = warm(home, *slow_runs.PLUGIN, *words, code=3)
         assert f"stage.steps: {slow_runs.STEPS} → 7" in done.stderr
         assert "choose another --name" in done.stderr
         assert file.read_bytes() == before
@@ -174,13 +173,13 @@ def test_a_run_that_waits_for_its_job_is_not_overwritten(home: Path) -> None:
     launch(home, *script, *other)
 
 
-def test_help_says_that_options_of_sbatch_may_have_no_value(home: Path) -> None:
+def test_help_says_that_options_of_sbatch_may_have_no_value(home: Path, launch: Run) -> None:
     assert "KEY[=VALUE]" in launch(home, "--help").stdout
 
 
-def test_the_printed_launch_sets_what_the_real_one_does(home: Path) -> None:
-    command = [*slow_runs.GHOSTVIS, "train", "--recipe", "8xh100/1-tokenizer", "--name", "printed", "--print-launch"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=True)
+def test_the_printed_launch_sets_what_the_real_one_does(home: Path, warm: Run) -> None:
+    command = ["train", "--recipe", "8xh100/1-tokenizer", "--name", "printed", "--print-launch"]
+    done = warm(home, *slow_runs.PLUGIN, *command)
     assert done.stdout.startswith("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 ")
     assert " PYTHONSAFEPATH=1 " in done.stdout
 
@@ -195,7 +194,7 @@ def whole(home: Path) -> list[dict[str, object]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_a_job_that_runs_out_of_time_is_requeued_and_ends_as_if_it_had_not(
-    home: Path, whole: list[dict[str, object]], launcher: str, tmp_path: Path
+    home: Path, launch: Run, whole: list[dict[str, object]], launcher: str, tmp_path: Path
 ) -> None:
     launch(home, "--gpus-per-node", "2", "--launcher", launcher, "--", *slow_runs.arguments(launcher))
     environment = fake_slurm.install(tmp_path / "bin")
@@ -213,7 +212,7 @@ def test_a_job_that_runs_out_of_time_is_requeued_and_ends_as_if_it_had_not(
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_and_stays_away(home: Path, tmp_path: Path) -> None:
+def test_a_cancelled_job_saves_and_stays_away(home: Path, launch: Run, tmp_path: Path) -> None:
     launch(home, "--gpus-per-node", "2", "--launcher", "srun", "--", *slow_runs.arguments("cancelled"))
     environment = fake_slurm.install(tmp_path / "bin")
     job = subprocess.Popen(["sbatch", "runs/cancelled/job.sh"], cwd=home, env=environment, start_new_session=True)
