@@ -185,7 +185,7 @@ def check(resolved: Resolved, vocab_size: int | None, processes: int = 1) -> dic
         apply_table(model, config.train, config.lora)
         check_types(model, build_optimizer(parameter_groups(model, config.train)), name)
         check_recomputes(model, config.activation_checkpointing)
-        needed = footprint(model, config, processes, build_optimizer)
+        needed = footprint(model, config, processes, build_optimizer, note)
         added = sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
 
     made = plan(

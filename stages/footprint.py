@@ -7,7 +7,7 @@ The optimizer takes a step there, so its state is its own and no formula's; how 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,14 +42,17 @@ class Footprint:
         return asdict(self)
 
 
-def footprint(model: VLM, config: TrainConfig, world: int, build: Build) -> Footprint:
+def footprint(
+    model: VLM, config: TrainConfig, world: int, build: Build, warn: Callable[[str], object] = lambda _: None
+) -> Footprint:
     """Of ``model`` on the meta device, where what trains has been set, on ``world`` ranks.
 
     Buffers are left out, and so are the copies that travel, each of at most a tensor or 32 MB. Weights that were put
     together have the type of those that they were taken from; computed in bfloat16, they need half of it.
+    ``warn`` is told when the optimizer's state had to be guessed.
     """
     groups = parameter_groups(model, config.train)
-    state = _state(build(groups), [parameter for group in groups for parameter in group["params"]])
+    state = _state(build(groups), [parameter for group in groups for parameter in group["params"]], warn)
     everything = list(model.parameters())
     trained = [parameter for parameter in everything if parameter.requires_grad]
     if not shards_weights(model, config, Distributed(0, world)):
@@ -69,13 +72,16 @@ def footprint(model: VLM, config: TrainConfig, world: int, build: Build) -> Foot
     )
 
 
-def _state(optimizer: Any, parameters: Sequence[nn.Parameter]) -> dict[nn.Parameter, list[Tensor]]:
+def _state(
+    optimizer: Any, parameters: Sequence[nn.Parameter], warn: Callable[[str], object]
+) -> dict[nn.Parameter, list[Tensor]]:
     """The tensors that the optimizer keeps of each parameter, after a step."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer.step()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # which no protocol forbids
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:  # which no protocol forbids
+        warn(f"the optimizer takes no step on the meta device ({error!r}): {ASSUMED} bytes a number are assumed for it")
         return {p: [torch.empty(ASSUMED * p.numel(), dtype=torch.uint8, device="meta")] for p in parameters}
     finally:
         for parameter in parameters:

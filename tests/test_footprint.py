@@ -117,7 +117,10 @@ def test_an_optimizer_that_cannot_step_there_is_taken_for_adamw() -> None:
 
     model, config = made("projector", meta=True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert footprint(model, config, 1, lambda groups: Impatient(groups, lr=0.1)).optimizer == ASSUMED * trained
+    said: list[str] = []
+    found = footprint(model, config, 1, lambda groups: Impatient(groups, lr=0.1), said.append)
+    assert found.optimizer == ASSUMED * trained
+    assert "8 bytes a number are assumed" in said[0]
 
 
 @pytest.mark.parametrize("backbone", [{"name": "gpt", "depth": 6, "aspect": 16, "head_dim": 16}, HALF])
