@@ -219,9 +219,8 @@ class Optimizer(Protocol):
 
     It may say in ``cost(parameter) -> float`` how much work a step of a parameter is, by which they are dealt to the
     ranks; otherwise their sizes decide. FSDP gives it parts of tensors; with ``whole_tensors = True`` such a run is
-    refused. With
-    ``trains_bfloat16 = True`` it is given bfloat16 weights and sees to it that small updates are not lost; one with
-    ``scale_gradients(factor)`` multiplies the gradients of its next step itself.
+    refused. With ``trains_bfloat16 = True`` it is given bfloat16 weights and sees to it that small updates are not
+    lost; one with ``scale_gradients(factor)`` multiplies the gradients of its next step itself.
     """
 
     param_groups: list[dict[str, Any]]

@@ -16,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from commands import copied, home, installed, shared, trained, warm  # noqa: F401  # fixtures, of this environment
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from components.tokenizers import Tokenizer
     from components.vlm import VLM
     from ghostvis_plugins.manager import Registry
@@ -50,6 +52,14 @@ def builtin_registry() -> Registry:
     from ghostvis_plugins.manager import Registry
 
     return Registry.from_specs(ghostvis_components())
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer that runs in miniature start from; nobody writes to it."""
+    from miniature import write_tokenizer
+
+    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
 
 
 @pytest.fixture(scope="session")

@@ -221,3 +221,14 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step_1"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here memory can be page-locked")
+def test_what_cannot_be_page_locked_is_copied_all_the_same() -> None:
+    class OfADevice(torch.Tensor):
+        is_cuda = True
+
+    tensor = torch.randn(3, 4).as_subclass(OfADevice)
+    copied = checkpoint._copy_to_host(tensor)
+    assert copied.data_ptr() != tensor.data_ptr()
+    assert torch.equal(copied, tensor)

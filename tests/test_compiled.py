@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 from components.backbones import decoder, gpt
 from components.backbones.config import GPT, Architecture, Decoder
-from components.compiled import compiled
+from components.compiled import add_product, compiled
 from components.encoders import vit
 from components.encoders.config import Siglip
 from components.precision import Half
@@ -106,6 +107,19 @@ def test_a_wrong_list_of_methods_is_named() -> None:
 
     with pytest.raises(GhostVisError, match=r"Odd.compiles: 'forward' is no tuple"), compiled(Odd()):
         pass
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_residual_is_added_where_it_is_read(apart: bool) -> None:
+    """And not by the product, as the compiler would have it: that copies the residual first."""
+    layer = nn.Linear(64, 64, bias=False)
+
+    def normed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(add_product(x, layer, y) if apart else x + layer(y), (64,))
+
+    with torch.no_grad():
+        _, (code,) = run_and_get_code(torch.compile(normed), torch.randn(32, 64), torch.randn(32, 64))
+    assert ("addmm(" not in code) == apart
 
 
 def test_nothing_is_compiled_when_it_is_off() -> None:

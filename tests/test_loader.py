@@ -26,7 +26,6 @@ from miniature import (
     build_texts,
     registry,
     values,
-    write_tokenizer,
 )
 from pydantic import BaseModel
 from safetensors.torch import load_file
@@ -52,11 +51,6 @@ from stages.workers import Ahead, Workers
 TOKENIZER = Tokenizer.train(["What colour is it? red green blue the fox sees a leaf"] * 9, 320)
 SETTINGS = [(0, 0), (2, 0), (0, 1), (1, 2), (4, 7)]  # workers, prefetch
 EVERYTHING = {"projector": 1e-2, "backbone": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
 
 
 @pytest.fixture(autouse=True)

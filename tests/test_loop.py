@@ -49,11 +49,6 @@ ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING = {"projector": 1e-2, "backbone": 1e-2}
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
-
-
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     """Metrics without what hangs on the machine."""
     return [{key: value for key, value in row.items() if key not in MEASURED} for row in read_metrics(run_dir)]

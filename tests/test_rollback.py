@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import interruption, registry, values, write_tokenizer
+from miniature import interruption, registry, values
 from safetensors.torch import load_file
 from test_distributed import two_processes
 
@@ -23,11 +23,6 @@ from stages.start import open_start
 
 STEPS, SIZE = 16, 400  # less than an epoch of colours: a poisoned sample comes once
 BAD = range(7, 11)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
 
 
 def given(start: Path, bad: range, **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import test_rollback
 import torch
-from miniature import NoOptions, registry, values, write_tokenizer
+from miniature import NoOptions, registry, values
 from safetensors.torch import load_file
 from test_distributed import two_processes
 
@@ -31,11 +31,6 @@ from stages.validation import Validation
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
 
 
 @pytest.fixture(autouse=True)

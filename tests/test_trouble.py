@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from miniature import COLOURS, EncoderOptions, TinyEncoder, registry, square, values, write_tokenizer
+from miniature import COLOURS, EncoderOptions, TinyEncoder, registry, square, values
 from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,11 +30,6 @@ from stages.runner import run
 from stages.watchdog import Watchdog
 
 EVERYTHING = {"projector": 1e-2, "backbone": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("start") / "tokenizer")
 
 
 class NoOptions(BaseModel):
